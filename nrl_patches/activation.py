@@ -1,0 +1,273 @@
+"""The way of each patch in this process: opt-out, version, guard, application, undo."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import traceback
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from types import ModuleType, TracebackType
+from typing import final
+
+from nrl_patches import registry as registries
+from nrl_patches.affected import Answer, Decision
+from nrl_patches.application import apply_fixes, block, drifted, failed, remove_fixes
+from nrl_patches.declaration import Fix, Patch
+from nrl_patches.errors import DriftedError, PatchError, SettingsError, UndoError, explain_problem
+from nrl_patches.hooks import call_when_executed, withdraw
+from nrl_patches.installed import find_installed
+from nrl_patches.replacement import PROCESS_LOCK, slot_of
+from nrl_patches.settings import Settings
+from nrl_patches.status import State, Status
+from nrl_patches.targets import MismatchError
+
+__all__ = ["Activation", "Undone", "default_activation"]
+
+logger = logging.getLogger("nrl_patches")
+
+_UNAFFECTED = {Answer.NO: State.NOT_AFFECTED, Answer.NOT_INSTALLED: State.NOT_INSTALLED}
+
+
+@dataclass
+class _Record:
+    """The status of a patch while it changes; ``done`` holds the targets that carry its fixes."""
+
+    state: State = State.PENDING
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    traceback: str = ""
+    done: set[str] = field(default_factory=set)
+
+
+class Activation:
+    """Applies the patches of a registry as their targets are imported, and keeps what became of them.
+
+    Args:
+        registry: The patches.
+        environ: The environment variables; read once, by :meth:`start`.
+    """
+
+    def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
+        self.registry = registry
+        self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
+        self._environ = environ
+        self._records = {patch.id: _Record() for patch in registry}
+        self._started = False
+
+    def start(self) -> None:
+        """Read the settings and wait for the targets of every patch that is not switched off. Acts once.
+
+        Raises:
+            PatchError: Under strict mode, whatever is wrong. Then no patch is applied and no hook is left.
+        """
+        with PROCESS_LOCK:
+            if self._started:
+                return
+            self._started = True
+        self.settings = Settings.read(self._environ, self.registry)
+        try:
+            self._report_problems()
+            for patch in self.registry:
+                if patch.id in self.settings.disabled:
+                    self._set(patch, State.DISABLED, self.settings.disabled[patch.id])
+                else:
+                    self._hook(patch)
+        except PatchError:
+            self.undo()
+            for patch in self.registry:
+                self._unhook(patch)
+            raise
+
+    def status(self) -> dict[str, Status]:
+        """Return the status of every patch as it is now, by id. Imports nothing."""
+        statuses = {patch.id: self._status(patch) for patch in self.registry}
+        for broken in self.registry.broken:
+            trace = "".join(traceback.format_exception(broken.error))
+            statuses[broken.id] = Status(broken.id, State.FAILED, f"cannot be loaded: {broken.error}", (), trace)
+        return dict(sorted(statuses.items()))
+
+    def undo(self, *ids: str) -> Undone:
+        """Put back exactly what was there before the patches were applied.
+
+        What ``torch.compile`` has traced before stays as it was traced, here and in :meth:`apply`: dynamo puts no guard
+        on methods. ``torch._dynamo.reset()`` drops it.
+
+        Args:
+            ids: The patches, in any order; all applied ones if none is named.
+
+        Returns:
+            A context manager that applies them again when it is left; ignore it to leave them undone.
+
+        Raises:
+            UndoError: An id is unknown, another copy of this package applied it, or another party has patched on top.
+                The patches named before that one are undone, the others are not.
+        """
+        undone = []
+        for patch_id in ids or tuple(i for i, record in self._records.items() if record.done):
+            patch, record = self._patch(patch_id), self._records[patch_id]
+            if patch_id in self.settings.disabled:
+                continue
+            if record.done and not any(slot_of(patch_id, fix) for fix in patch.fixes):
+                raise UndoError(
+                    explain_problem(
+                        patch_id,
+                        expected="a patch that this copy of nrl_patches applied",
+                        found="; ".join((record.reason, *record.notes)),
+                        next_step="undo it through that copy",
+                    )
+                )
+            remove_fixes(patch)
+            self._records[patch_id] = _Record(State.DISABLED, "undone by nrl_patches.undo")
+            self._unhook(patch)
+            undone.append(patch_id)
+        return Undone(self, tuple(undone))
+
+    def apply(self, *ids: str) -> None:
+        """Apply patches that were undone, now or as soon as their targets are imported.
+
+        Args:
+            ids: The patches; all undone ones if none is named. One that a variable switched off stays off.
+        """
+        for patch_id in ids or tuple(self._records):
+            patch = self._patch(patch_id)
+            if self._records[patch_id].state is State.DISABLED and patch_id not in self.settings.disabled:
+                self._records[patch_id] = _Record()
+                self._hook(patch)
+
+    def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
+        """Apply the fixes of a patch that belong to the module which has just been executed."""
+        fixes = [fix for fix in patch.fixes if fix.module == name]
+        forced = patch.id in self.settings.forced
+        try:
+            decision = patch.affected.decide(find_installed)
+            if decision.answer in _UNAFFECTED and not forced:
+                self._set(patch, _UNAFFECTED[decision.answer], decision.reason)
+                return
+            notes = apply_fixes(patch, fixes, module)
+        except MismatchError as mismatch:
+            if decision.answer is Answer.UNDECIDED and not forced:
+                self._set(patch, State.NOT_AFFECTED, f"{decision.reason}; the guard decided: {mismatch.found}")
+            else:
+                self._give_up(patch, drifted(patch, mismatch, decision))
+        except Exception as error:  # noqa: BLE001 - a fix may raise anything; the host's import must go on
+            self._give_up(patch, failed(patch, error))
+        else:
+            self._applied(patch, fixes, _why(decision, forced=forced), notes)
+
+    def _hook(self, patch: Patch) -> None:
+        for name in dict.fromkeys(fix.module for fix in patch.fixes):
+            call_when_executed(name, _Callback(self, patch, name))
+
+    def _unhook(self, patch: Patch) -> None:
+        for name in {fix.module for fix in patch.fixes}:
+            withdraw(_Callback(self, patch, name))
+
+    def _status(self, patch: Patch) -> Status:
+        record = self._records[patch.id]
+        status = Status(patch.id, record.state, record.reason, record.notes, record.traceback)
+        if record.state is State.PENDING:
+            decision = patch.affected.decide(find_installed)
+            if decision.answer in _UNAFFECTED and patch.id not in self.settings.forced:
+                return replace(status, state=_UNAFFECTED[decision.answer], reason=decision.reason)
+            waits = ", ".join(sorted({fix.module for fix in patch.fixes if fix.target not in record.done}))
+            return replace(status, reason=f"{decision.reason}; waits for the import of {waits}")
+        for fix in patch.fixes if record.state is State.APPLIED else ():
+            slot = slot_of(patch.id, fix)
+            if slot is not None and slot.intruder is not None:
+                if not slot.is_reached:
+                    return replace(
+                        status, state=State.DRIFTED, reason=f"{fix.target} was replaced since by {slot.intruder}"
+                    )
+                status = replace(status, notes=(*status.notes, f"{fix.qualname} was wrapped since by {slot.intruder}"))
+        return status
+
+    def _applied(self, patch: Patch, fixes: list[Fix], reason: str, notes: list[str]) -> None:
+        record = self._records[patch.id]
+        again = all(fix.target in record.done for fix in fixes)
+        record.done.update(fix.target for fix in fixes)
+        record.notes = tuple(dict.fromkeys((*record.notes, *notes)))
+        if len(record.done) == len(patch.fixes):
+            self._set(patch, State.APPLIED, reason)
+            if not again:
+                logger.info("applied %s: %s", patch.id, "; ".join((reason, *record.notes)))
+
+    def _give_up(self, patch: Patch, error: PatchError) -> None:
+        record = self._records[patch.id]
+        state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
+        told = (record.state, record.reason) == (state, str(error))
+        record.done.clear()
+        record.traceback = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
+        self._set(patch, state, str(error))
+        if patch.required:
+            block(patch, str(error))
+        if self.settings.strict:
+            raise error
+        if not told:
+            logger.log(logging.ERROR if patch.required else logging.WARNING, "%s: %s", state, error)
+
+    def _set(self, patch: Patch, state: State, reason: str) -> None:
+        record = self._records[patch.id]
+        record.state, record.reason = state, reason
+
+    def _patch(self, patch_id: str) -> Patch:
+        if patch_id in self.registry.patches:
+            return self.registry.patches[patch_id]
+        found = self.registry.retired.get(patch_id, "no patch of that name")
+        raise UndoError(
+            explain_problem(
+                patch_id, expected="the id of a patch", found=found, next_step="`nrl-patches list` shows every id"
+            )
+        )
+
+    def _report_problems(self) -> None:
+        problems = [*self.settings.problems, *(f"cannot be loaded: {b.error}" for b in self.registry.broken)]
+        if problems and self.settings.strict:
+            raise SettingsError("\n".join(problems))
+        for problem in problems:
+            logger.warning("%s", problem)
+
+
+@functools.cache
+def default_activation() -> Activation:
+    """Return the one activation of this copy of the package: all its patches, the process's own environment."""
+    return Activation(registries.load(), os.environ)
+
+
+@dataclass(frozen=True)
+class _Callback:
+    """The hook of one patch for one module; equal to another of the same, so that it can be withdrawn."""
+
+    activation: Activation
+    patch: Patch
+    name: str
+
+    def __call__(self, module: ModuleType) -> None:
+        self.activation.on_executed(self.patch, self.name, module)
+
+
+@final
+@dataclass(frozen=True)
+class Undone:
+    """Patches that were undone, as a context manager that applies them again when it is left."""
+
+    activation: Activation
+    ids: tuple[str, ...]
+
+    def __enter__(self) -> Undone:
+        """Do nothing: the patches are undone already."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Apply the patches again."""
+        if self.ids:
+            self.activation.apply(*self.ids)
+
+
+def _why(decision: Decision, *, forced: bool) -> str:
+    if decision.answer is Answer.YES:
+        return decision.reason
+    return f"{decision.reason}; {'forced by NRL_PATCHES_FORCE' if forced else 'the guard decided: the defect is there'}"

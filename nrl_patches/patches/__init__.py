@@ -1,0 +1,1 @@
+"""The patches: one folder per distribution, one file per defect."""

@@ -1,0 +1,89 @@
+"""Which patches exist: found by walking the package, never listed by hand."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from nrl_patches.declaration import Patch
+from nrl_patches.errors import DeclarationError
+
+__all__ = ["RETIRED", "Broken", "Registry", "load"]
+
+RETIRED: Mapping[str, str] = {}
+"""Tombstones: the id of each patch whose file was deleted, and since when and why nobody needs it."""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A patch file that could not be loaded.
+
+    Attributes:
+        id: The id that the patch would have.
+        error: What went wrong; its message names the file.
+    """
+
+    id: str
+    error: Exception
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All patches by id, the files that could not be loaded, and the tombstones.
+
+    Attributes:
+        patches: The patches, by id, sorted.
+        broken: The files that could not be loaded.
+        retired: See :data:`RETIRED`.
+    """
+
+    patches: Mapping[str, Patch]
+    broken: tuple[Broken, ...] = ()
+    retired: Mapping[str, str] = field(default_factory=lambda: RETIRED)
+
+    def __iter__(self) -> Iterator[Patch]:
+        """Iterate over the patches in the order of their ids."""
+        return iter(self.patches.values())
+
+
+def load(package: ModuleType | None = None) -> Registry:
+    """Import every patch file of a package and return the patches.
+
+    A file that cannot be loaded is reported in the registry: the host's import must survive it, this project's own
+    tests must not.
+
+    Args:
+        package: Where to look, ``nrl_patches.patches`` by default. Modules whose name begins with an underscore hold
+            what several patches share.
+    """
+    if package is None:
+        package = importlib.import_module("nrl_patches.patches")
+    found = [_load(name, package.__name__) for name in sorted(_patch_modules(package))]
+    patches = {patch.id: patch for patch in found if isinstance(patch, Patch)}
+    return Registry(dict(sorted(patches.items())), tuple(broken for broken in found if isinstance(broken, Broken)))
+
+
+def _load(name: str, package: str) -> Patch | Broken:
+    try:
+        return _patch_of(importlib.import_module(name))
+    except Exception as error:  # noqa: BLE001 - whatever a file raises, the others must still load
+        return Broken(name.removeprefix(f"{package}."), error)
+
+
+def _patch_modules(package: ModuleType) -> Iterator[str]:
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        if not module.ispkg and not module.name.rpartition(".")[2].startswith("_"):
+            yield module.name
+
+
+def _patch_of(module: ModuleType) -> Patch:
+    patch = getattr(module, "patch", None)
+    if not isinstance(patch, Patch):
+        raise DeclarationError(f"{module.__file__}: does not define `patch`, an instance of nrl_patches.Patch")
+    if patch.module != module.__name__:
+        raise DeclarationError(f"{module.__file__}: the first argument of Patch must be __name__, not {patch.module!r}")
+    patch.check()
+    return patch

@@ -1,0 +1,199 @@
+"""Replacing a callable, for everybody who holds it, and putting back exactly what was there.
+
+Each target has one slot, and each patch of that target one layer in it, so that layers can be taken away in any order.
+What is installed is a plain function: where the forward of a submodule is a ``wrapt.FunctionWrapper``, torch's compiler
+skips it and traces the original without a word (``tests/test_wrapping_trap.py`` keeps that on record).
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from types import FunctionType, ModuleType
+from typing import Any
+
+import wrapt
+
+from nrl_patches.declaration import Build, Fix
+from nrl_patches.errors import UndoError, explain_problem
+from nrl_patches.holders import Holders, find_holders
+from nrl_patches.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
+
+__all__ = ["PROCESS_LOCK", "Slot", "forget_if_gone", "install", "is_installed", "slot_of", "uninstall"]
+
+
+def _process_lock() -> Any:
+    # In sys.modules, the one place that two copies of this package share.
+    shared = sys.modules.setdefault("_nrl_patches_process", ModuleType("_nrl_patches_process"))
+    return shared.__dict__.setdefault("lock", threading.RLock())
+
+
+PROCESS_LOCK = _process_lock()
+"""Held while targets change. Neither a guard nor a build may import under it: imports have locks of their own."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """A replaced target.
+
+    Attributes:
+        site: Where it is and what was there.
+        layers: The builds on it, by patch id, innermost first.
+        function: The callable that is there now.
+        raw: What its owner's namespace holds now.
+    """
+
+    site: Site
+    layers: dict[str, Build] = field(default_factory=dict)
+    function: Callable[..., Any] = field(init=False)
+    raw: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start as the untouched target."""
+        self.function, self.raw = self.site.function, self.site.raw
+
+    @property
+    def intruder(self) -> str | None:
+        """Who took the place of what was installed, None if nobody did."""
+        there = vars(self.site.owner).get(self.site.name, MISSING)
+        return None if there is self.raw else "nothing" if there is MISSING else describe(there)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether a call of the target still arrives at what was installed, be it through somebody's wrapper."""
+        return _reaches(getattr(self.site.owner, self.site.name, None), self.function)
+
+    def rebuild(self, layers: dict[str, Build]) -> Holders:
+        """Make the target consist of these layers, everywhere where the present callable is held."""
+        # Before the builds close over the callable. What a class inherits is held by its base, which is no target.
+        inherited = self.site.raw is MISSING
+        holders = Holders() if inherited else find_holders(self.function, ignore=(Site, Slot, Mark))
+        function = self.site.function
+        for patch_id, build in layers.items():
+            function = _dress(build(function), function, patch_id)
+        raw = self.site.raw
+        if layers:
+            raw = self.site.binding(function) if self.site.binding else function
+        if raw is MISSING:
+            delattr(self.site.owner, self.site.name)
+        else:
+            setattr(self.site.owner, self.site.name, raw)
+        for holder in holders.reachable:
+            if vars(holder.owner).get(holder.name) is self.function:
+                setattr(holder.owner, holder.name, function)
+        self.layers, self.function, self.raw = layers, function, raw
+        return holders
+
+
+_slots: dict[str, Slot] = {}
+
+
+def slot_of(patch_id: str, fix: Fix) -> Slot | None:
+    """Return the slot in which a patch has a layer for this fix, None if it has none."""
+    slot = _slots.get(fix.target)
+    return slot if slot is not None and patch_id in slot.layers else None
+
+
+def is_installed(patch_id: str, fix: Fix, site: Site) -> bool:
+    """Whether the callable at a site already runs the fix, whichever copy of this package installed it."""
+    return slot_of(patch_id, fix) is not None or (site.mark is not None and patch_id in site.mark.ids)
+
+
+def forget_if_gone(fix: Fix, module: ModuleType) -> None:
+    """Drop the slot of a target that was made anew since, by a reload or a second import of its module."""
+    if fix.target in _slots:
+        with suppress(MismatchError):  # Then there is no target at all, and the slot is as stale.
+            site, slot = locate(module, fix), _slots[fix.target]
+            if site.owner is slot.site.owner and _reaches(site.function, slot.function):
+                return
+        del _slots[fix.target]
+
+
+def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
+    """Put a fix in place, on top of what other patches of this package put there.
+
+    Returns:
+        What a user should know: whom the fix could not reach, who else was there first.
+    """
+    slot = _slots.setdefault(fix.target, Slot(site))
+    notes = []
+    stranger = _stranger(site.function, fix.module.partition(".")[0])
+    if stranger and not slot.layers:
+        notes.append(f"on top of {stranger}, which had replaced {fix.qualname} before")
+    holders = slot.rebuild({**slot.layers, patch_id: fix.build})
+    if holders.unreachable:
+        shown = ", ".join(dict.fromkeys(holders.unreachable))
+        notes.append(f"could not reach {len(holders.unreachable)} holder(s) of {fix.qualname}: {shown}")
+    if _has_compiled():
+        notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
+    return notes
+
+
+def uninstall(patch_id: str, fixes: Iterable[Fix]) -> None:
+    """Take the fixes of a patch away, all or none.
+
+    Raises:
+        UndoError: Somebody else has replaced one of the targets since.
+    """
+    slots = {fix.target: slot for fix in fixes if (slot := slot_of(patch_id, fix)) is not None}
+    for target, slot in slots.items():
+        if slot.intruder is not None:
+            raise UndoError(
+                explain_problem(
+                    patch_id,
+                    expected=f"{target} as this package left it",
+                    found=slot.intruder,
+                    next_step="undo that first; nothing of this patch was undone",
+                )
+            )
+    for target, slot in slots.items():
+        slot.rebuild({other: build for other, build in slot.layers.items() if other != patch_id})
+        if not slot.layers:
+            del _slots[target]
+
+
+def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
+    if not isinstance(new, FunctionType) or new is old:
+        raise TypeError(f"a fix must build a new plain function, not {describe(new)}")
+    functools.update_wrapper(new, old, updated=())
+    # __wrapped__ would let accelerate's unwrap_model strip the fix, and dynamo's own attributes, which mark the
+    # original as skipped or already compiled, would bypass it.
+    del new.__wrapped__  # type: ignore[attr-defined]
+    kept = getattr(old, "__dict__", {}).items()
+    new.__dict__.update({name: value for name, value in kept if not name.startswith(("__wrapped__", "_torchdynamo"))})
+    with suppress(ValueError):  # Some builtins have no signature to keep.
+        new.__signature__ = inspect.signature(old)  # type: ignore[attr-defined]
+    below: Mark = getattr(old, MARK, None) or Mark("", (), old)
+    setattr(new, MARK, Mark(str(PurePath(__file__).parent), (*below.ids, patch_id), below.pristine))
+    return new
+
+
+def _has_compiled() -> bool:
+    # dynamo puts no guard on the methods of a class: what it traced before a replacement stays in use.
+    return bool(getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", None))
+
+
+def _stranger(function: Any, package: str) -> str | None:
+    if isinstance(function, wrapt.BaseObjectProxy):
+        return describe(function)
+    home = getattr(function, "__globals__", {}).get("__name__", package).partition(".")[0]
+    # Upstream's own decorators may come from the standard library or torch (no_grad); nobody else's do.
+    return None if home in {package, "torch", *sys.stdlib_module_names} else describe(function)
+
+
+def _reaches(outer: Any, inner: Callable[..., Any], depth: int = 6) -> bool:
+    if outer is inner:
+        return True
+    if depth == 0:
+        return False
+    held = [getattr(outer, name, None) for name in ("__wrapped__", "__func__", "func")]
+    for cell in getattr(outer, "__closure__", None) or ():
+        with suppress(ValueError):  # A cell that was not filled yet.
+            held.append(cell.cell_contents)
+    return any(_reaches(callee, inner, depth - 1) for callee in held if callable(callee))

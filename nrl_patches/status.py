@@ -1,0 +1,45 @@
+"""What became of a patch in this process, as a user sees it."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+__all__ = ["State", "Status"]
+
+
+class State(str, enum.Enum):
+    """What became of a patch, in one word."""
+
+    PENDING = "pending"
+    APPLIED = "applied"
+    NOT_INSTALLED = "not-installed"
+    NOT_AFFECTED = "not-affected"
+    DISABLED = "disabled"
+    DRIFTED = "drifted"
+    FAILED = "failed"
+
+    __str__ = str.__str__
+
+
+@dataclass(frozen=True)
+class Status:
+    """What became of one patch in this process.
+
+    Attributes:
+        id: The patch.
+        state: One word.
+        reason: The sentence behind it: which version, which variable, what was found.
+        notes: What a user should know beside it: other parties on the same target, copies out of reach.
+        traceback: Of the exception, where there was one.
+    """
+
+    id: str
+    state: State
+    reason: str
+    notes: tuple[str, ...] = ()
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        """Return the status as one line."""
+        return f"{self.id}: {self.state} ({'; '.join((self.reason, *self.notes))})"

@@ -1,0 +1,25 @@
+import pytest
+from standins import Sandbox
+
+from nrl_patches.hooks import withdraw
+
+
+@pytest.fixture
+def sandbox(tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(tmp_path)
+    box = Sandbox(tmp_path)
+    yield box
+    box.clean()
+
+
+@pytest.fixture
+def hook():
+    """A hook that remembers the modules it was called with."""
+    calls = []
+
+    def remember(module):
+        calls.append(module)
+
+    remember.calls = calls
+    yield remember
+    withdraw(remember)

@@ -1,0 +1,208 @@
+import importlib
+import importlib.machinery
+import inspect
+import sys
+
+import pytest
+import wrapt
+from standins import run
+
+from nrl_patches.hooks import call_when_executed, withdraw
+
+
+def test_fires_when_the_module_is_imported(sandbox, hook):
+    sandbox.distribution(core="X = 1")
+    call_when_executed(f"{sandbox.name}.core", hook)
+    assert not hook.calls
+    core = sandbox.core()
+    assert hook.calls == [core]
+
+
+def test_fires_at_once_when_the_module_is_there(sandbox, hook):
+    sandbox.distribution(core="X = 1")
+    core = sandbox.core()
+    call_when_executed(f"{sandbox.name}.core", hook)
+    assert hook.calls == [core]
+
+
+def test_the_same_hook_is_registered_once(sandbox, hook):
+    sandbox.distribution(core="")
+    call_when_executed(f"{sandbox.name}.core", hook)
+    call_when_executed(f"{sandbox.name}.core", hook)
+    sandbox.core()
+    assert len(hook.calls) == 1
+
+
+def test_fires_again_after_reload_and_second_import(sandbox, hook):
+    sandbox.distribution(core="")
+    call_when_executed(f"{sandbox.name}.core", hook)
+    core = sandbox.core()
+    importlib.reload(core)
+    del sys.modules[core.__name__]
+    again = sandbox.core()
+    assert hook.calls == [core, core, again]
+    assert again is not core
+
+
+def test_a_withdrawn_hook_is_silent(sandbox, hook):
+    sandbox.distribution(core="")
+    call_when_executed(f"{sandbox.name}.core", hook)
+    withdraw(hook)
+    sandbox.core()
+    assert not hook.calls
+
+
+def test_survives_a_failed_import(sandbox, hook):
+    sandbox.distribution(core="raise RuntimeError('first try')")
+    call_when_executed(f"{sandbox.name}.core", hook)
+    with pytest.raises(RuntimeError, match="first try"):
+        sandbox.core()
+    assert not hook.calls
+    sandbox.write(f"{sandbox.name}/core.py", "second_try = True")
+    assert sandbox.core().second_try
+    assert len(hook.calls) == 1
+
+
+def test_what_a_hook_raises_reaches_the_importer_and_a_second_import_asks_again(sandbox):
+    sandbox.distribution(core="")
+    answers = [RuntimeError("not yet"), None]
+
+    def moody(_module):
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    call_when_executed(f"{sandbox.name}.core", moody)
+    with pytest.raises(RuntimeError, match="not yet"):
+        sandbox.core()
+    sandbox.core()
+    assert not answers
+    withdraw(moody)
+
+
+def test_the_loader_is_what_it_would_be_without_the_hook(sandbox, hook):
+    sandbox.distribution(core="def f():\n    return 1\n")
+    call_when_executed(f"{sandbox.name}.core", hook)
+    core = sandbox.core()
+    assert type(core.__loader__) is importlib.machinery.SourceFileLoader
+    assert core.__spec__.loader is core.__loader__
+    assert type(core.__spec__) is importlib.machinery.ModuleSpec
+    assert inspect.getsource(core.f) == "def f():\n    return 1\n"
+
+
+def test_missing_modules_stay_missing(hook):
+    call_when_executed("nrl_no_such_module.core", hook)
+    with pytest.raises(ModuleNotFoundError):
+        importlib.import_module("nrl_no_such_module.core")
+    assert not hook.calls
+
+
+def test_waits_for_a_module_that_a_frame_below_is_executing(sandbox):
+    sandbox.write(
+        "half.py",
+        """
+        from nrl_patches.hooks import call_when_executed
+        seen = []
+        call_when_executed("half", lambda module: seen.append(module.end))
+        assert not seen
+        end = "reached"
+        """,
+    )
+    done = sandbox.run("import half; assert half.seen == ['reached'], half.seen; print(type(half.__spec__).__name__)")
+    assert (done.returncode, done.stdout) == (0, "ModuleSpec\n"), done.stderr
+
+
+def test_waits_for_a_module_that_another_thread_is_executing(sandbox):
+    sandbox.write(
+        "slow.py",
+        """
+        import threading
+        started, go_on = threading.Event(), threading.Event()
+        import rendezvous
+        rendezvous.started.set()
+        assert rendezvous.go_on.wait(60)
+        end = "reached"
+        """,
+    )
+    sandbox.write(
+        "rendezvous.py", "import threading\nstarted, go_on = threading.Event(), threading.Event()\nseen = []\n"
+    )
+    done = sandbox.run(
+        """
+        import threading, importlib, rendezvous
+        from nrl_patches.hooks import call_when_executed
+        thread = threading.Thread(target=importlib.import_module, args=("slow",))
+        thread.start()
+        assert rendezvous.started.wait(60)
+        call_when_executed("slow", lambda module: rendezvous.seen.append(module.end))
+        assert not rendezvous.seen  # registered without blocking, not called half-way
+        rendezvous.go_on.set()
+        import slow  # waits for the lock: whoever gets the module gets it hooked
+        assert rendezvous.seen == ["reached"]
+        thread.join()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+PARENT_JOINS_CHILD = """
+    import importlib, threading
+    thread = threading.Thread(target=importlib.import_module, args=("family.child",), daemon=True)
+    thread.start()
+    thread.join(20)
+    finished = not thread.is_alive()
+"""
+
+
+def test_no_deadlock_where_a_package_joins_a_thread_that_imports_a_hooked_child(sandbox):
+    sandbox.write("family/__init__.py", PARENT_JOINS_CHILD)
+    sandbox.write("family/child.py", "")
+    done = sandbox.run(
+        """
+        from nrl_patches.hooks import call_when_executed
+        seen = []
+        call_when_executed("family.child", seen.append)
+        import family
+        assert family.finished and len(seen) == 1
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_gets_along_with_wrapts_own_finder(sandbox, hook):
+    sandbox.distribution(core="")
+    name = f"{sandbox.name}.core"
+    calls = []
+    wrapt.register_post_import_hook(calls.append, name)  # its finder is asked before or after ours
+    call_when_executed(name, hook)
+    core = sandbox.core()
+    assert calls == [core]
+    assert hook.calls == [core]
+
+
+class TestWhyNotWrapt:
+    """What wrapt's hook does not do. When one of these fails, wrapt has learned it: think of using it again."""
+
+    def test_it_misses_a_reload(self, sandbox):
+        sandbox.distribution(core="")
+        calls = []
+        wrapt.register_post_import_hook(calls.append, f"{sandbox.name}.core")
+        importlib.reload(sandbox.core())
+        assert len(calls) == 1
+
+    def test_it_fires_on_a_half_executed_module(self, sandbox):
+        sandbox.write(
+            "half.py",
+            "import wrapt\nseen = []\n"
+            "wrapt.register_post_import_hook(lambda m: seen.append(hasattr(m, 'end')), 'half')\nend = 1\n",
+        )
+        done = run("import half; print(half.seen)", path=[sandbox.folder])
+        assert done.stdout == "[False]\n", done.stderr
+
+    def test_it_deadlocks_where_a_package_joins_a_thread_that_imports_a_hooked_child(self, sandbox):
+        sandbox.write("family/__init__.py", PARENT_JOINS_CHILD.replace("20", "2"))
+        sandbox.write("family/child.py", "")
+        code = (
+            "import wrapt; wrapt.register_post_import_hook(id, 'family.child'); import family; print(family.finished)"
+        )
+        done = run(code, path=[sandbox.folder])
+        assert done.stdout == "False\n", done

@@ -1,0 +1,316 @@
+import functools
+import importlib
+import inspect
+import pickle
+import re
+import sys
+
+import pytest
+import wrapt
+
+import nrl_patches
+
+SHAPES = """
+import functools
+
+def decorator(f):
+    @functools.wraps(f)
+    def wrapper(*args, **kwargs):
+        return f(*args, **kwargs)
+    wrapper.label = "upstream's own"
+    return wrapper
+
+class Base:
+    def inherited(self, x: int = 1) -> int:
+        "Base's."
+        return x
+
+class Shape(Base):
+    def method(self, x: int, *, scale: int = 1) -> int:
+        "Docstring."
+        return x * scale
+
+    @staticmethod
+    def static(x):
+        return x
+
+    @classmethod
+    def of_class(cls, x):
+        assert cls is Shape or issubclass(cls, Shape)
+        return x
+
+    @decorator
+    def decorated(self, x):
+        return x
+
+    alias = method
+
+    class Inner:
+        def method(self, x):
+            return x
+
+class Sub(Shape):
+    pass
+
+class Twin:
+    method = Shape.method
+
+def function(x):
+    return x
+"""
+
+TARGETS = {
+    "Shape.method": lambda m: m.Shape().method(1),
+    "Shape.static": lambda m: m.Shape.static(1),
+    "Shape.of_class": lambda m: m.Sub.of_class(1),
+    "Shape.decorated": lambda m: m.Shape().decorated(1),
+    "Shape.inherited": lambda m: m.Shape().inherited(1),
+    "Shape.Inner.method": lambda m: m.Shape.Inner().method(1),
+    "function": lambda m: m.function(1),
+}
+
+
+@pytest.fixture(autouse=True)
+def _nothing_compiled(monkeypatch):
+    # Another test in this process may have compiled something, which every status would note.
+    monkeypatch.setattr("nrl_patches.replacement._has_compiled", lambda: False)
+
+
+@pytest.fixture
+def shapes(sandbox):
+    sandbox.distribution("1.0", core=SHAPES)
+    return sandbox
+
+
+def target(sandbox, qualname):
+    return f"{sandbox.name}.core:{qualname}"
+
+
+def raw(module, qualname):
+    *path, name = qualname.split(".")
+    return vars(functools.reduce(getattr, path, module)).get(name)
+
+
+@pytest.mark.parametrize("qualname", TARGETS)
+def test_every_kind_of_target_is_replaced_and_restored_by_identity(shapes, qualname):
+    shapes.patch(target=target(shapes, qualname))
+    core, call = shapes.core(), TARGETS[qualname]
+    before = raw(core, qualname)
+    activation = shapes.activate()
+    assert call(core) == 2
+    assert type(raw(core, qualname)) is (type(before) if before is not None else type(call))
+    activation.undo()
+    assert call(core) == 1
+    assert raw(core, qualname) is before
+    activation.apply()
+    assert call(core) == 2
+
+
+def test_an_inherited_target_leaves_the_base_class_alone(shapes):
+    shapes.patch(target=target(shapes, "Shape.inherited"))
+    shapes.activate()
+    assert shapes.core().Base().inherited(1) == 1
+    assert shapes.core().Sub().inherited(1) == 2
+
+
+def test_what_introspection_sees_is_upstreams(shapes):
+    shapes.patch(target=target(shapes, "Shape.method"))
+    before = shapes.core().Shape.method
+    shapes.activate()
+    after = shapes.core().Shape.method
+    assert after is not before
+    for attribute in ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__"):
+        assert getattr(after, attribute) == getattr(before, attribute)
+    assert inspect.signature(after) == inspect.signature(before)
+    assert inspect.isfunction(after)
+    assert not hasattr(after, "__wrapped__")
+    assert pickle.loads(pickle.dumps(after)) is after
+
+
+def test_attributes_of_upstreams_decorators_stay_and_dynamos_do_not(shapes):
+    shapes.write(f"{shapes.name}/core.py", SHAPES + "\nShape.decorated._torchdynamo_orig_callable = 1\n")
+    shapes.patch(target=target(shapes, "Shape.decorated"))
+    shapes.activate()
+    assert shapes.core().Shape.decorated.label == "upstream's own"
+    assert not hasattr(shapes.core().Shape.decorated, "_torchdynamo_orig_callable")
+
+
+def closing_over(function):
+    def closure(*args):
+        return function(*args)
+
+    return closure
+
+
+class TestHolders:
+    """Copies of the target that were made before activation."""
+
+    def test_by_name_copies_and_aliases(self, shapes):
+        shapes.patch(target=target(shapes, "function"))
+        shapes.patch("method", target=target(shapes, "Shape.method"))
+        shapes.write("copies.py", f"from {shapes.name}.core import function as renamed, function\n")
+        core = shapes.core()
+        copies = importlib.import_module("copies")
+        original = core.function
+        activation = shapes.activate()
+        assert copies.renamed is copies.function is core.function
+        assert (copies.renamed(1), core.Shape().alias(1), core.Twin().method(1)) == (2, 2, 2)
+        assert all(not status.notes for status in activation.status().values())
+        activation.undo()
+        assert copies.renamed is copies.function is core.function is original
+        del sys.modules["copies"]
+
+    def test_copies_made_after_activation_are_restored_too(self, shapes):
+        shapes.patch(target=target(shapes, "function"))
+        activation = shapes.activate()
+        original = shapes.core().function.__nrl_patches__.pristine
+        shapes.write("late.py", f"from {shapes.name}.core import function\n")
+        late = importlib.import_module("late")
+        assert late.function(1) == 2
+        activation.undo()
+        assert late.function is original
+        del sys.modules["late"]
+
+    def test_what_cannot_be_reached_is_named(self, shapes):
+        shapes.patch(target=target(shapes, "Shape.method"))
+        core = shapes.core()
+        bound, partial, table = core.Shape().method, functools.partial(core.Shape.method), {"key": core.Shape.method}
+        closure = closing_over(core.Shape.method)
+        activation = shapes.activate()
+        (status,) = activation.status().values()
+        note = status.notes[0]
+        assert "could not reach 4 holder(s) of Shape.method" in note
+        closure_name = f"the closure of {__name__}.closing_over.<locals>.closure"
+        for phrase in ("a bound method of a Shape", "a partial", "a dict under key", closure_name):
+            assert phrase in note
+        assert bound(1) == partial(core.Shape(), 1) == table["key"](core.Shape(), 1) == closure(core.Shape(), 1) == 1
+
+
+class TestLayers:
+    """Several patches on one target."""
+
+    @pytest.fixture
+    def layered(self, shapes):
+        for name, amount in (("a", 1), ("b", 10), ("c", 100)):
+            shapes.patch(
+                name,
+                target=target(shapes, "Shape.method"),
+                opt_out=f"NRL_DISABLE_{name.upper()}",
+                fix=f"return lambda *args, **kwargs: original(*args, **kwargs) + {amount}",
+            )
+        return shapes
+
+    @pytest.mark.parametrize("order", ["abc", "acb", "bac", "bca", "cab", "cba"])
+    def test_undo_in_any_order(self, layered, order):
+        core = layered.core()
+        original = core.Shape.method
+        activation = layered.activate()
+        total = 112
+        for name in order:
+            assert core.Shape().method(1) == total
+            total -= {"a": 1, "b": 10, "c": 100}[name]
+            activation.undo(f"{layered.patches}.{name}")
+        assert core.Shape.method is original
+
+    def test_context_manager(self, layered):
+        activation = layered.activate()
+        core = layered.core()
+        with activation.undo(f"{layered.patches}.b"):
+            assert core.Shape().method(1) == 102
+            with activation.undo():
+                assert core.Shape().method(1) == 1
+            assert core.Shape().method(1) == 102
+        assert core.Shape().method(1) == 112
+
+    def test_an_undone_patch_stays_undone_after_a_reload(self, layered):
+        activation = layered.activate()
+        layered.core()
+        activation.undo()
+        assert importlib.reload(layered.core()).Shape().method(1) == 1
+        assert {status.reason for status in activation.status().values()} == {"undone by nrl_patches.undo"}
+
+
+def test_undo_before_the_target_is_imported(shapes):
+    patch_id = shapes.patch(target=target(shapes, "function"))
+    activation = shapes.activate()
+    with activation.undo(patch_id):
+        assert shapes.core().function(1) == 1
+    assert shapes.core().function(1) == 2
+
+
+def test_undo_of_an_unknown_id(shapes):
+    shapes.patch(target=target(shapes, "function"))
+    with pytest.raises(nrl_patches.UndoError, match="expected the id of a patch; found no patch of that name"):
+        shapes.activate().undo("typo")
+
+
+class TestStrangers:
+    """Other parties on the same target."""
+
+    def test_underneath(self, shapes):
+        shapes.patch(target=target(shapes, "function"))
+        shapes.write("framework.py", "def patched(x):\n    return x + 10\n")
+        shapes.core().function = importlib.import_module("framework").patched
+        activation = shapes.activate()
+        assert shapes.core().function(1) == 12
+        (status,) = activation.status().values()
+        assert "on top of framework.patched, which had replaced function before" in status.notes
+        del sys.modules["framework"]
+
+    def test_a_wrapt_wrapper_underneath(self, shapes):
+        shapes.patch(target=target(shapes, "Shape.method"))
+
+        def framework_wrapper(wrapped, _instance, args, kwargs):
+            return wrapped(*args, **kwargs) + 10
+
+        wrapt.wrap_function_wrapper(shapes.core(), "Shape.method", framework_wrapper)
+        activation = shapes.activate()
+        assert shapes.core().Shape().method(1) == 12
+        (status,) = activation.status().values()
+        assert "framework_wrapper" in status.notes[0]
+
+    @pytest.mark.parametrize("still_calls_ours", [True, False])
+    def test_on_top(self, shapes, still_calls_ours):
+        patch_id = shapes.patch(target=target(shapes, "function"))
+        activation = shapes.activate()
+        core = shapes.core()
+        ours = core.function
+
+        def wrapper(x):
+            return ours(x) + 10
+
+        def replacement(x):
+            return x + 10
+
+        theirs = wrapper if still_calls_ours else replacement
+        core.function = theirs
+        status = activation.status()[patch_id]
+        name = f"{__name__}.{theirs.__qualname__}"
+        if still_calls_ours:
+            assert status.state == "applied"
+            assert status.notes == (f"function was wrapped since by {name}",)
+        else:
+            assert status.state == "drifted"
+            assert status.reason == f"{target(shapes, 'function')} was replaced since by {name}"
+        with pytest.raises(nrl_patches.UndoError, match=rf"found {re.escape(name)}; next step: undo that first"):
+            activation.undo(patch_id)
+        assert core.function is theirs
+        core.function = ours
+        activation.undo(patch_id)
+        assert core.function(1) == 1
+
+    def test_undo_of_several_targets_is_all_or_none(self, shapes):
+        patch_id = shapes.patch(
+            target=target(shapes, "function"),
+            more=f"""
+            @patch.fix("{target(shapes, "Shape.method")}", guard=lambda f: None)
+            def other(original):
+                return lambda self, x: original(self, x) + 1
+            """,
+        )
+        activation = shapes.activate()
+        core = shapes.core()
+        core.Shape.method = lambda _self, x: x
+        with pytest.raises(nrl_patches.UndoError):
+            activation.undo(patch_id)
+        assert core.function(1) == 2

@@ -1,0 +1,37 @@
+"""The KV-shared layers of Gemma 3n raise KeyError when FSDP2 shards the decoder layers.
+
+Problem: `Gemma3nTextModel.forward` (models/gemma3n/modeling_gemma3n.py) hands the shared keys and values to its layers
+    in a plain dict. FSDP2's hooks rebuild every dict among a layer's arguments, so each layer writes into a copy of its
+    own.
+Hit by: `fully_shard(layer)` for the decoder layers, the usual FSDP2 recipe. KeyError in the first shared layer.
+Fix: the text model hands the states down in an object that FSDP2 leaves alone.
+Remove when: no supported release is older than transformers 5.9.0.
+"""
+
+from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches.patches.transformers import _kv_sharing
+
+patch = Patch(
+    __name__,
+    affected="transformers>=5.6.0,<5.9.0",
+    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_FSDP2_PATCH",
+)
+
+patch.fix(
+    "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
+    guard=_kv_sharing.objection_unless_plain_dict,
+)(_kv_sharing.hand_down_states)
+
+patch.fix(
+    "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward",
+    guard=lambda forward: objection_unless(
+        forward, parameters="self shared_kv_states kwargs", attributes="store_full_length_kv"
+    ),
+)(_kv_sharing.read_from_argument)
+
+
+@patch.probe
+def sharded_layers_share_nothing() -> Observation:
+    """Run a tiny model with sharded layers on one gloo rank."""
+    return _kv_sharing.observe_fsdp2("gemma3n")

@@ -1,0 +1,44 @@
+"""The KV-shared layers of Gemma 4 use projections that were never trained when there is no cache.
+
+Problem: `Gemma4TextAttention.forward` (models/gemma4/modeling_gemma4.py) takes the keys and values of a shared layer
+    from its donor by way of the cache object only. Without one it falls back to the layer's own `k_proj` and `v_proj`,
+    which no training ever touched.
+Hit by: `use_cache=False`, training, and gradient checkpointing, which drops the cache on the way to the layer even
+    where the caller asked for it. Wrong logits and wrong gradients, no error.
+Fix: the text model hands a carrier of the shared states down to its attentions, as upstream's fix does with a dict. The
+    attention's code stays upstream's: it finds the carrier in the place of its cache.
+Remove when: no supported release is older than transformers 5.5.2.
+
+Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
+"""
+
+from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches.patches.transformers import _kv_sharing
+
+patch = Patch(
+    __name__,
+    affected="transformers>=5.5.0,<5.5.2",
+    upstream=(
+        "https://github.com/huggingface/transformers/pull/45312",
+        "https://github.com/huggingface/transformers/issues/45242",
+    ),
+    opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_PATCH",
+)
+
+patch.fix(
+    "transformers.models.gemma4.modeling_gemma4:Gemma4TextModel.forward",
+    guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
+)(_kv_sharing.hand_down_states)
+
+patch.fix(
+    "transformers.models.gemma4.modeling_gemma4:Gemma4TextAttention.forward",
+    guard=lambda forward: objection_unless(
+        forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
+    ),
+)(_kv_sharing.read_through_cache)
+
+
+@patch.probe
+def logits_depend_on_the_cache() -> Observation:
+    """Compare the logits of a tiny model with and without a cache."""
+    return _kv_sharing.observe_missing_cache("gemma4")

@@ -1,0 +1,68 @@
+"""Two gloo ranks train one step of a model whose decoder layers FSDP2 has sharded.
+
+    python kv_sharing_fsdp2.py FAMILY
+
+Prints for each way to checkpoint the largest difference between the sharded gradients and those of the same model in
+one piece, relative to the largest gradient, or the exception that the sharded model raised.
+"""
+
+import json
+import socket
+import sys
+
+import torch
+from torch import distributed, multiprocessing
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+
+import nrl_patches  # noqa: F401 - the patches are what is tested
+from nrl_patches.patches.transformers import _kv_sharing
+
+RANKS = 2
+TOKENS = torch.arange(1, 49).view(2, 24)
+
+
+def gradients(model):
+    model.train()
+    model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    grads = {name.replace("_checkpoint_wrapped_module.", ""): p.grad for name, p in model.named_parameters()}
+    return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items() if g is not None}
+
+
+def shard(model, checkpointing):
+    mesh = init_device_mesh("cpu", (RANKS,))
+    if checkpointing == "enabled":
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    for index, layer in enumerate(model.model.layers):
+        module = checkpoint_wrapper(layer) if checkpointing == "wrapped" else layer
+        model.model.layers[index] = fully_shard(module, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
+
+
+def worst(family, checkpointing):
+    expected = gradients(_kv_sharing.tiny_model(family))
+    try:
+        found = gradients(shard(_kv_sharing.tiny_model(family), checkpointing))
+    except KeyError as error:
+        return f"KeyError: {error}"
+    assert found.keys() == expected.keys()
+    scale = max(g.abs().max().item() for g in expected.values())
+    return max((found[n] - expected[n]).abs().max().item() for n in expected) / scale
+
+
+def rank_main(rank, family, port):
+    distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
+    found = {checkpointing: worst(family, checkpointing) for checkpointing in ("off", "enabled", "wrapped")}
+    gathered = [None] * RANKS
+    distributed.all_gather_object(gathered, found)
+    distributed.destroy_process_group()
+    if rank == 0:
+        print(json.dumps(gathered))
+
+
+if __name__ == "__main__":
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        free_port = free.getsockname()[1]
+    multiprocessing.spawn(rank_main, (sys.argv[1], free_port), nprocs=RANKS)

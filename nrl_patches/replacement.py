@@ -130,7 +130,7 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     if holders.unreachable:
         shown = ", ".join(dict.fromkeys(holders.unreachable))
         notes.append(f"could not reach {len(holders.unreachable)} holder(s) of {fix.qualname}: {shown}")
-    if _has_compiled():
+    if _may_be_traced(fix.module):
         notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
     return notes
 
@@ -174,9 +174,12 @@ def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
     return new
 
 
-def _has_compiled() -> bool:
-    # dynamo puts no guard on the methods of a class: what it traced before a replacement stays in use.
-    return bool(getattr(sys.modules.get("torch._dynamo.eval_frame"), "cached_backends", None))
+def _may_be_traced(module: str) -> bool:
+    # dynamo puts no guard on the methods of a class: what it traced before a replacement stays in use. A module that is
+    # only now being imported cannot have been traced.
+    is_new = getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False)
+    counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
+    return not is_new and bool(counters.get("stats"))
 
 
 def _stranger(function: Any, package: str) -> str | None:

@@ -53,29 +53,37 @@ def permutations(registry):
     """Yield the name and outcome of each permutation of activate, apply, undo; True is good."""
     before = {patch.id: held(patch) for patch in registry}  # also imports every target
     for patch in registry:
-        opted_out = Activation(registry, {patch.opt_out: "1"})
-        opted_out.start()
-        yield patch.id, "opt-out", states(opted_out)[patch.id] == "disabled" and same(held(patch), before[patch.id])
-        opted_out.undo()
+        for name, good in permutations_of(patch, registry, before[patch.id]):
+            yield patch.id, name, good
     activation = Activation(registry, {})
     activation.start()
-    applied = states(activation)
-    for patch in registry:
-        on = applied[patch.id] == "applied"
-        fixed = held(patch)
-        yield patch.id, "replaced exactly if applied", same(fixed, before[patch.id]) is not on
-        activation.start()
-        activation.apply(patch.id)
-        yield patch.id, "apply twice", same(held(patch), fixed)
-        with activation.undo(patch.id):
-            yield patch.id, "undo", same(held(patch), before[patch.id])
-            activation.undo(patch.id)
-            yield patch.id, "undo twice", same(held(patch), before[patch.id])
-        yield patch.id, "apply again", states(activation)[patch.id] == applied[patch.id]
-        yield patch.id, "replaced again", same(held(patch), before[patch.id]) is not on
-    activation.undo(*reversed(applied))
+    activation.undo(*reversed(registry.patches))
     for patch in registry:
         yield patch.id, "undo all", same(held(patch), before[patch.id])
+
+
+def permutations_of(patch, registry, before):
+    # One patch at a time: several may have the same target.
+    alone = {"NRL_PATCHES_ONLY": patch.id}
+    opted_out = Activation(registry, alone | {patch.opt_out: "1"})
+    opted_out.start()
+    yield "opt-out", states(opted_out)[patch.id] == "disabled" and same(held(patch), before)
+    activation = Activation(registry, alone)
+    activation.start()
+    state = states(activation)[patch.id]
+    fixed = held(patch)
+    yield "replaced exactly if applied", same(fixed, before) is not (state == "applied")
+    activation.start()
+    activation.apply(patch.id)
+    yield "apply twice", same(held(patch), fixed)
+    with activation.undo(patch.id):
+        yield "undo", same(held(patch), before)
+        activation.undo(patch.id)
+        yield "undo twice", same(held(patch), before)
+    yield "apply again", states(activation)[patch.id] == state
+    yield "replaced again", same(held(patch), before) is not (state == "applied")
+    activation.undo(patch.id)
+    yield "undo again", same(held(patch), before)
 
 
 def main():
@@ -86,7 +94,8 @@ def main():
         report[patch.id]["affected"] = patch.affected.decide(find_installed).answer.value
     if sys.argv[1] == "on":
         for patch_id, status in nrl_patches.status().items():
-            marked = any(hasattr(raw, MARK) for raw in held(registry.patches[patch_id]))
+            marks = [getattr(raw, MARK, None) for raw in held(registry.patches[patch_id])]
+            marked = any(mark is not None and patch_id in mark.ids for mark in marks)
             report[patch_id] |= {
                 "state": status.state,
                 "reason": status.reason,

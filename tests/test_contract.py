@@ -48,7 +48,7 @@ def test_with_the_patch_it_is_gone_and_elsewhere_the_patch_is_inert(environment,
 @every_patch
 def test_import_apply_undo_in_every_permutation(environment, patch_id):
     outcomes = side(environment, "off")[patch_id]["permutations"]
-    assert len(outcomes) == 8
+    assert len(outcomes) == 9
     assert all(outcomes.values()), outcomes
 
 

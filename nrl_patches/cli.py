@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import click
 
@@ -12,7 +15,9 @@ import nrl_patches
 from nrl_patches.activation import default_activation
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import find_installed
+from nrl_patches.reports import FORMATS, failing
 from nrl_patches.status import State
+from nrl_patches.tripwires import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
 
 __all__ = ["main"]
 
@@ -73,7 +78,8 @@ def explain(patch_id: str) -> None:
 
 @main.command()
 @click.argument("patch_id", metavar="ID")
-def probe(patch_id: str) -> None:
+@click.option("--report-fd", type=int, help="Write the object to this file descriptor instead.")
+def probe(patch_id: str, report_fd: int | None) -> None:
     """Look for the defect in this environment, with the patch as the environment variables have it.
 
     Prints what was seen as one JSON object. Exits with 1 if the defect is present.
@@ -90,8 +96,71 @@ def probe(patch_id: str) -> None:
         "status": after.state,
         "reason": after.reason,
     }
-    click.echo(json.dumps(report))
+    if report_fd is None:
+        click.echo(json.dumps(report))
+    else:
+        with os.fdopen(report_fd, "w", encoding="utf-8") as file:
+            file.write(json.dumps(report))
     sys.exit(int(seen.present))
+
+
+@main.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option(
+    "--allow",
+    "allowed",
+    multiple=True,
+    type=click.Choice([str(v) for v in Verdict if v not in PASSING]),
+    help="Do not fail on this verdict; may be given several times.",
+)
+@click.option(
+    "--format",
+    "formats",
+    multiple=True,
+    type=click.Choice(list(FORMATS)),
+    help="May be given several times; each goes to the --output in the same place, the rest to stdout.",
+)
+@click.option(
+    "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, allow_dash=True), help="A file; - is stdout."
+)
+@click.option("--timeout", default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire.")
+def tripwires(
+    ids: tuple[str, ...], allowed: tuple[str, ...], formats: tuple[str, ...], outputs: tuple[str, ...], timeout: float
+) -> None:
+    """Run the probes without and with their patches, and say which patches are needed, obsolete or broken.
+
+    Exits with 0 only if every verdict is needed, not affected, not installed, or allowed.
+    """
+    if len(outputs) > len(formats or ("text",)):
+        raise click.UsageError("more --output than --format")
+    patches = [_patch(patch_id) for patch_id in ids] or list(default_activation().registry)
+    found = _run(patches, timeout)
+    verdicts = {Verdict(name) for name in allowed}
+    for place, name in enumerate(formats or ("text",)):
+        text = FORMATS[name](found, verdicts)
+        if place < len(outputs) and outputs[place] != "-":
+            Path(outputs[place]).write_text(text, encoding="utf-8")
+        else:
+            click.echo(text, nl=False)
+        if name == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
+            with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as summary:
+                summary.write(FORMATS["markdown"](found, verdicts))
+    if default_activation().registry.broken:
+        for broken in default_activation().registry.broken:
+            click.echo(f"{broken.id}: cannot be loaded: {broken.error}", err=True)
+        sys.exit(1)
+    sys.exit(int(bool(failing(found, verdicts))))
+
+
+def _run(patches: Sequence[Patch], timeout: float) -> list[Tripwire]:
+    # On stderr, so that a report on stdout stays a report.
+    if sys.stderr.isatty():
+        label = click.style("tripwires", bold=True)
+        with click.progressbar(length=len(patches), label=label, file=sys.stderr, show_pos=True) as bar:
+            return run_tripwires(patches, timeout=timeout, done=lambda _: bar.update(1))
+    return run_tripwires(
+        patches, timeout=timeout, done=lambda t: click.echo(f"{t.id}: {t.verdict} ({t.seconds:.1f} s)", err=True)
+    )
 
 
 def _patch(patch_id: str) -> Patch:

@@ -48,9 +48,12 @@ def find_installed(distribution: str) -> Installed | None:
     runs, while metadata goes stale in editable installs and is shadowed by source trees on the path.
     """
     package = import_package(distribution)
-    if not _is_importable(package):
+    loadable = _is_loadable(package)
+    if loadable is None:
         return None
     name, published = _from_metadata(distribution, package)
+    if published is None and not loadable:
+        return None
     running = _parse(getattr(sys.modules.get(package), "__version__", None))
     if running is None or running == published:
         return Installed(name, published)
@@ -58,13 +61,13 @@ def find_installed(distribution: str) -> Installed | None:
     return Installed(name, running, note)
 
 
-def _is_importable(package: str) -> bool:
-    if package in sys.modules:
-        return sys.modules[package] is not None
+def _is_loadable(package: str) -> bool | None:
+    """Whether a package has code; None if there is none, False for a namespace, which any folder of that name is."""
     try:
-        return importlib.util.find_spec(package) is not None
-    except ValueError:
-        return False
+        spec = importlib.util.find_spec(package)
+    except ValueError:  # It is in sys.modules without a spec.
+        return True
+    return None if spec is None else spec.origin is not None
 
 
 def _from_metadata(distribution: str, package: str) -> tuple[str, Version | None]:

@@ -53,6 +53,11 @@ def test_unreadable_version_attribute_leaves_the_metadata(sandbox, attribute):
     assert version(sandbox.name) == Version("1.0")
 
 
+def test_a_mere_folder_of_that_name_is_no_installation(sandbox):
+    sandbox.write(f"{sandbox.name}/notes.txt", "a checkout, say")
+    assert find_installed(sandbox.name) is None
+
+
 def test_package_without_spec_and_blocked_package(monkeypatch):
     bare = types.ModuleType("nrl_bare")
     bare.__version__ = "4.2"

@@ -1,0 +1,33 @@
+"""The entry point of the pytest plugin, shipped as the top-level module ``nrl_patches_pytest``.
+
+pytest imports it in every session of an environment that has this package. As a part of ``nrl_patches`` it would
+activate the patches there, asked or not; on its own it does nothing until ``--nrl-tripwires`` is given.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import pytest
+
+__all__ = ["pytest_addoption", "pytest_configure"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add ``--nrl-tripwires`` and its timeout."""
+    group = parser.getgroup("nrl-patches")
+    group.addoption(
+        "--nrl-tripwires", action="store_true", help="collect one test per patch of nrl-patches: is it still needed?"
+    )
+    group.addoption(
+        "--nrl-tripwires-timeout", type=float, default=60.0, metavar="SECONDS", help="for each side of a tripwire"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Register the plugin itself if it is asked for."""
+    if config.getoption("--nrl-tripwires"):
+        from nrl_patches.pytest_plugin import TripwirePlugin  # noqa: PLC0415 - see the module docstring
+
+        config.pluginmanager.register(TripwirePlugin(), "nrl-tripwires-plugin")

@@ -57,10 +57,6 @@ def status(*, as_json: bool) -> None:
 @click.argument("patch_id", metavar="ID")
 def explain(patch_id: str) -> None:
     """Print what a patch repairs, why, where, and how to switch it off."""
-    retired = default_activation().registry.retired
-    if patch_id in retired:
-        click.echo(f"{patch_id} is retired: {retired[patch_id]}")
-        return
     patch = _patch(patch_id)
     rows = {
         "affected": str(patch.affected),
@@ -164,7 +160,9 @@ def _run(patches: Sequence[Patch], timeout: float) -> list[Tripwire]:
 
 
 def _patch(patch_id: str) -> Patch:
-    patches = default_activation().registry.patches
-    if patch_id not in patches:
+    registry = default_activation().registry
+    if patch_id in registry.retired:
+        raise click.BadParameter(f"{patch_id} is retired: {registry.retired[patch_id]}", param_hint="ID")
+    if patch_id not in registry.patches:
         raise click.BadParameter(f"{patch_id!r} is no patch; `nrl-patches list` shows every id", param_hint="ID")
-    return patches[patch_id]
+    return registry.patches[patch_id]

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import pty
 import re
 import shutil
 import subprocess
@@ -216,6 +217,44 @@ def test_a_patch_file_that_cannot_be_loaded_fails_the_run(copy):
     done = copy.tripwires("--format", "json")
     assert done.returncode == 1
     assert "standin.broken: cannot be loaded: division by zero" in done.stderr
+
+
+TOMBSTONE = "retired in 0.2.0: transformers 5.6.0 is the oldest supported release"
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("nrl_patches", "explain", "standin.count"),
+        ("nrl_patches", "probe", "standin.count"),
+        ("nrl_patches", "tripwires", "standin.count"),
+        ("nrl_patches", "list"),
+    ],
+)
+def test_a_retired_patch_is_a_deleted_file_and_a_tombstone(copy, command):
+    registry = copy.folder / "nrl_patches" / "registry.py"
+    declared = "RETIRED: Mapping[str, str] = {}"
+    assert declared in registry.read_text()
+    registry.write_text(registry.read_text().replace(declared, f"RETIRED = {{'standin.count': {TOMBSTONE!r}}}"))
+    done = copy.run(*command, NRL_PATCHES_DISABLE="standin.count")
+    # Click folds its messages to the width of the terminal.
+    assert TOMBSTONE in " ".join(done.stderr.replace("│", " ").split()), done.stderr
+
+
+def test_progress_on_a_terminal(copy):
+    copy.upstream()
+    copy.patch()
+    ours, theirs = pty.openpty()
+    env = os.environ | {"PYTHONPATH": str(copy.folder), "TERM": "xterm"}
+    command = [sys.executable, "-m", "nrl_patches", "tripwires"]
+    done = subprocess.run(
+        command, env=env, cwd=copy.folder, stdout=subprocess.PIPE, stderr=theirs, timeout=120, check=True, text=True
+    )
+    os.close(theirs)
+    shown = os.read(ours, 10_000).decode()
+    os.close(ours)
+    assert "1/1" in shown
+    assert done.stdout.startswith("PASSED: 1 tripwires (1 needed)")
 
 
 @pytest.fixture

@@ -5,9 +5,10 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from types import ModuleType, TracebackType
 from typing import final
 
@@ -18,9 +19,10 @@ from nrl_patches.declaration import Fix, Patch
 from nrl_patches.errors import DriftedError, PatchError, SettingsError, UndoError, explain_problem
 from nrl_patches.hooks import call_when_executed, withdraw
 from nrl_patches.installed import find_installed
-from nrl_patches.replacement import PROCESS_LOCK, slot_of
+from nrl_patches.modules import is_executing, is_lazy
+from nrl_patches.replacement import PROCESS_LOCK, check_removable, slot_of
 from nrl_patches.settings import Settings
-from nrl_patches.status import State, Status
+from nrl_patches.status import Record, State, Status
 from nrl_patches.targets import MismatchError
 
 __all__ = ["Activation", "Undone", "default_activation"]
@@ -28,17 +30,6 @@ __all__ = ["Activation", "Undone", "default_activation"]
 logger = logging.getLogger("nrl_patches")
 
 _UNAFFECTED = {Answer.NO: State.NOT_AFFECTED, Answer.NOT_INSTALLED: State.NOT_INSTALLED}
-
-
-@dataclass
-class _Record:
-    """The status of a patch while it changes; ``done`` holds the targets that carry its fixes."""
-
-    state: State = State.PENDING
-    reason: str = ""
-    notes: tuple[str, ...] = ()
-    traceback: str = ""
-    done: set[str] = field(default_factory=set)
 
 
 class Activation:
@@ -53,16 +44,20 @@ class Activation:
         self.registry = registry
         self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
         self._environ = environ
-        self._records = {patch.id: _Record() for patch in registry}
+        self._records = {patch.id: Record() for patch in registry}
         self._started = False
+        self._refused: PatchError | None = None
+        self._awaited: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Read the settings and wait for the targets of every patch that is not switched off. Acts once.
 
         Raises:
-            PatchError: Under strict mode, whatever is wrong. Then no patch is applied and no hook is left.
+            PatchError: Under strict mode, whatever is wrong, at every call; no patch is applied then.
         """
         with PROCESS_LOCK:
+            if self._refused is not None:
+                raise self._refused
             if self._started:
                 return
             self._started = True
@@ -74,18 +69,24 @@ class Activation:
                     self._set(patch, State.DISABLED, self.settings.disabled[patch.id])
                 else:
                     self._hook(patch)
-        except PatchError:
-            self.undo()
+        except PatchError as error:
+            self._refused = error
             for patch in self.registry:
                 self._unhook(patch)
+                remove_fixes(patch)
             raise
 
     def status(self) -> dict[str, Status]:
-        """Return the status of every patch as it is now, by id. Imports nothing."""
+        """Return the status of every patch as it is now, by id. Imports nothing.
+
+        A target that was imported past the import hooks (by ``exec_module``, or by a finder that somebody put in front)
+        is noticed here at the latest, and its patch applied.
+        """
+        self._catch_up()
         statuses = {patch.id: self._status(patch) for patch in self.registry}
         for broken in self.registry.broken:
             trace = "".join(traceback.format_exception(broken.error))
-            statuses[broken.id] = Status(broken.id, State.FAILED, f"cannot be loaded: {broken.error}", (), trace)
+            statuses[broken.id] = Status(broken.id, State.FAILED, str(broken), (), trace)
         return dict(sorted(statuses.items()))
 
     def undo(self, *ids: str) -> Undone:
@@ -101,28 +102,20 @@ class Activation:
             A context manager that applies them again when it is left; ignore it to leave them undone.
 
         Raises:
-            UndoError: An id is unknown, another copy of this package applied it, or another party has patched on top.
-                The patches named before that one are undone, the others are not.
+            UndoError: An id is unknown, another copy of this package applied it, or another party has patched on top;
+                nothing is undone then.
         """
-        undone = []
-        for patch_id in ids or tuple(i for i, record in self._records.items() if record.done):
-            patch, record = self._patch(patch_id), self._records[patch_id]
-            if patch_id in self.settings.disabled:
-                continue
-            if record.done and not any(slot_of(patch_id, fix) for fix in patch.fixes):
-                raise UndoError(
-                    explain_problem(
-                        patch_id,
-                        expected="a patch that this copy of nrl_patches applied",
-                        found="; ".join((record.reason, *record.notes)),
-                        next_step="undo it through that copy",
-                    )
-                )
-            remove_fixes(patch)
-            self._records[patch_id] = _Record(State.DISABLED, "undone by nrl_patches.undo")
-            self._unhook(patch)
-            undone.append(patch_id)
-        return Undone(self, tuple(undone))
+        with PROCESS_LOCK:
+            named = [self._patch(i) for i in ids or tuple(i for i, record in self._records.items() if record.done)]
+            patches = [patch for patch in named if self._records[patch.id].state is not State.DISABLED]
+            for patch in patches:
+                self._check_own(patch)
+                check_removable(patch.id, patch.fixes)
+            for patch in patches:
+                self._unhook(patch)
+                notes = tuple(remove_fixes(patch))
+                self._records[patch.id] = Record(State.DISABLED, "undone by nrl_patches.undo", notes)
+        return Undone(self, tuple(patch.id for patch in patches))
 
     def apply(self, *ids: str) -> None:
         """Apply patches that were undone, now or as soon as their targets are imported.
@@ -133,7 +126,7 @@ class Activation:
         for patch_id in ids or tuple(self._records):
             patch = self._patch(patch_id)
             if self._records[patch_id].state is State.DISABLED and patch_id not in self.settings.disabled:
-                self._records[patch_id] = _Record()
+                self._records[patch_id] = Record()
                 self._hook(patch)
 
     def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
@@ -145,7 +138,10 @@ class Activation:
             if decision.answer in _UNAFFECTED and not forced:
                 self._set(patch, _UNAFFECTED[decision.answer], decision.reason)
                 return
-            notes = apply_fixes(patch, fixes, module)
+            with PROCESS_LOCK:
+                if self._records[patch.id].state is State.DISABLED:
+                    return  # Undone by another thread since.
+                notes = apply_fixes(patch, fixes, module)
         except MismatchError as mismatch:
             if decision.answer is Answer.UNDECIDED and not forced:
                 self._set(patch, State.NOT_AFFECTED, f"{decision.reason}; the guard decided: {mismatch.found}")
@@ -155,14 +151,41 @@ class Activation:
             self._give_up(patch, failed(patch, error))
         else:
             self._applied(patch, fixes, _why(decision, forced=forced), notes)
+        self._catch_up()
+
+    def _catch_up(self) -> None:
+        for patch_id, name in tuple(self._awaited):
+            module = sys.modules.get(name)
+            if not isinstance(module, ModuleType) or is_executing(name) or is_lazy(module):
+                continue
+            self._awaited.discard((patch_id, name))
+            patch, record = self.registry.patches[patch_id], self._records[patch_id]
+            missing = any(fix.module == name and fix.target not in record.done for fix in patch.fixes)
+            if record.state is State.PENDING and missing:
+                record.notes += (f"{name} was imported past the import hook, and may have been used before",)
+                self.on_executed(patch, name, module)
+
+    def _check_own(self, patch: Patch) -> None:
+        record = self._records[patch.id]
+        if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
+            raise UndoError(
+                explain_problem(
+                    patch.id,
+                    expected="a patch that this copy of nrl_patches applied",
+                    found="; ".join((record.reason, *record.notes)),
+                    next_step="undo it through that copy",
+                )
+            )
 
     def _hook(self, patch: Patch) -> None:
         for name in dict.fromkeys(fix.module for fix in patch.fixes):
             call_when_executed(name, _Callback(self, patch, name))
+            self._awaited.add((patch.id, name))
 
     def _unhook(self, patch: Patch) -> None:
         for name in {fix.module for fix in patch.fixes}:
             withdraw(_Callback(self, patch, name))
+            self._awaited.discard((patch.id, name))
 
     def _status(self, patch: Patch) -> Status:
         record = self._records[patch.id]
@@ -180,7 +203,9 @@ class Activation:
                     return replace(
                         status, state=State.DRIFTED, reason=f"{fix.target} was replaced since by {slot.intruder}"
                     )
-                status = replace(status, notes=(*status.notes, f"{fix.qualname} was wrapped since by {slot.intruder}"))
+                doubt = "" if slot.is_called else ", which may not call it"
+                note = f"{fix.qualname} was wrapped since by {slot.intruder}{doubt}"
+                status = replace(status, notes=(*status.notes, note))
         return status
 
     def _applied(self, patch: Patch, fixes: list[Fix], reason: str, notes: list[str]) -> None:
@@ -197,11 +222,16 @@ class Activation:
         record = self._records[patch.id]
         state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
         told = (record.state, record.reason) == (state, str(error))
-        record.done.clear()
+        record.done = {fix.target for fix in patch.fixes if slot_of(patch.id, fix) is not None}
+        if record.done:
+            record.notes += (f"still in place, under somebody else's patch: {', '.join(sorted(record.done))}",)
         record.traceback = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
         self._set(patch, state, str(error))
         if patch.required:
-            block(patch, str(error))
+            try:
+                block(patch, str(error))
+            except Exception as obstacle:  # noqa: BLE001 - a target that cannot even be blocked must not end the import
+                record.notes += (f"its target could not be blocked: {type(obstacle).__name__}: {obstacle}",)
         if self.settings.strict:
             raise error
         if not told:
@@ -222,10 +252,9 @@ class Activation:
         )
 
     def _report_problems(self) -> None:
-        problems = [*self.settings.problems, *(f"cannot be loaded: {b.error}" for b in self.registry.broken)]
-        if problems and self.settings.strict:
-            raise SettingsError("\n".join(problems))
-        for problem in problems:
+        if self.settings.problems and self.settings.strict:
+            raise SettingsError("\n".join(self.settings.problems))
+        for problem in self.settings.problems:
             logger.warning("%s", problem)
 
 
@@ -237,7 +266,7 @@ def default_activation() -> Activation:
 
 @dataclass(frozen=True)
 class _Callback:
-    """The hook of one patch for one module; equal to another of the same, so that it can be withdrawn."""
+    """The hook of one patch for one module; equal to any other of the same, so that it can be withdrawn."""
 
     activation: Activation
     patch: Patch

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
 from nrl_patches.affected import Decision
 from nrl_patches.declaration import Build, Fix, Patch
-from nrl_patches.errors import DriftedError, FailedError, RequiredPatchError, explain_problem
+from nrl_patches.errors import DriftedError, FailedError, RequiredPatchError, UndoError, explain_problem
 from nrl_patches.replacement import PROCESS_LOCK, forget_if_gone, install, is_installed, slot_of, uninstall
 from nrl_patches.targets import MismatchError, check, locate
 
@@ -40,21 +41,24 @@ def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[
             for fix, site in missing:
                 notes += install(patch.id, fix, site)
         except Exception:
-            uninstall(patch.id, patch.fixes)
+            with suppress(UndoError):  # What somebody else has patched on top of stays, and the status says so.
+                uninstall(patch.id, patch.fixes)
             raise
         elsewhere = {site.mark.copy for fix, site in sites if site.mark and slot_of(patch.id, fix) is None}
     return [*notes, *(f"applied by the copy of nrl_patches in {copy}" for copy in sorted(elsewhere))]
 
 
-def remove_fixes(patch: Patch) -> None:
+def remove_fixes(patch: Patch) -> list[str]:
     """Put back what was there before the patch.
+
+    Returns:
+        What a user should know; see :func:`nrl_patches.replacement.uninstall`.
 
     Raises:
         UndoError: Another party has patched on top; then nothing is changed.
     """
     with PROCESS_LOCK:
-        uninstall(patch.id, patch.fixes)
-        uninstall(_blocked(patch), patch.fixes)
+        return uninstall(patch.id, patch.fixes) + uninstall(_blocked(patch), patch.fixes)
 
 
 def block(patch: Patch, message: str) -> None:

@@ -143,7 +143,7 @@ def tripwires(
                 summary.write(FORMATS["markdown"](found, verdicts))
     if default_activation().registry.broken:
         for broken in default_activation().registry.broken:
-            click.echo(f"{broken.id}: cannot be loaded: {broken.error}", err=True)
+            click.echo(str(broken), err=True)
         sys.exit(1)
     sys.exit(int(bool(failing(found, verdicts))))
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import gc
-import sys
 import types
 from dataclasses import dataclass, field
 from typing import Any
 
+from nrl_patches.modules import loaded_modules, namespace
 from nrl_patches.targets import MARK
 
 __all__ = ["Holder", "Holders", "find_holders"]
@@ -36,7 +36,7 @@ class Holders:
     unreachable: list[str] = field(default_factory=list)
 
 
-def find_holders(wanted: Any, *, ignore: tuple[type, ...] = ()) -> Holders:
+def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None) -> Holders:
     """Find every object that refers to ``wanted``.
 
     Modules are looked through one by one, for the copies that ``from module import name`` made; everything else is
@@ -46,13 +46,14 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = ()) -> Holders:
     Args:
         wanted: The callable, compared by identity.
         ignore: Types whose instances are the caller's own bookkeeping.
+        but: One more object that is known to hold it.
     """
-    modules = {id(vars(m)): m for m in tuple(sys.modules.values()) if isinstance(m, types.ModuleType)}
+    modules = {id(namespace(module)): module for module in loaded_modules()}
     # By id: a comprehension over the callable itself would hold it in a cell, and find that.
     key = id(wanted)
     found = Holders()
     for module in modules.values():
-        found.reachable += _named(module, vars(module), key)
+        found.reachable += _named(module, namespace(module), key)
     unresolved: list[dict[Any, Any]] = []
     cells: list[types.CellType] = []
     for referrer in gc.get_referrers(wanted):
@@ -61,21 +62,23 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = ()) -> Holders:
                 unresolved.append(referrer)
         elif isinstance(referrer, types.CellType):
             cells.append(referrer)
-        elif not isinstance(referrer, (*_TRANSIENT, *ignore)):
+        elif referrer is not but and not isinstance(referrer, (*_TRANSIENT, *ignore)):
             found.unreachable.append(_describe(referrer))
     found.unreachable += _closures_over(cells)
+    if gc.get_freeze_count():
+        found.unreachable.append("whatever gc.freeze() has hidden")
     classes = _classes_of(unresolved)
-    for namespace in unresolved:
-        if id(namespace) in classes:
-            found.reachable += _named(classes[id(namespace)], namespace, key)
+    for held in unresolved:
+        if id(held) in classes:
+            found.reachable += _named(classes[id(held)], held, key)
         else:
-            names = sorted(str(name) for name, value in namespace.items() if id(value) == key)
+            names = sorted(str(name) for name, value in held.items() if id(value) == key)
             found.unreachable.append(f"a dict under {', '.join(names)}")
     return found
 
 
-def _named(owner: Any, namespace: dict[Any, Any], key: int) -> list[Holder]:
-    return [Holder(owner, name) for name, value in list(namespace.items()) if id(value) == key]
+def _named(owner: Any, held: dict[Any, Any], key: int) -> list[Holder]:
+    return [Holder(owner, name) for name, value in list(held.items()) if id(value) == key]
 
 
 def _classes_of(namespaces: list[dict[Any, Any]]) -> dict[int, type]:

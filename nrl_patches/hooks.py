@@ -9,6 +9,8 @@ finders below it and observes execution alone.
 
 from __future__ import annotations
 
+import importlib.util
+import os
 import sys
 import threading
 from collections.abc import Callable, Sequence
@@ -18,6 +20,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 import wrapt
+
+from nrl_patches.modules import is_executing, is_lazy, namespace
 
 if TYPE_CHECKING:
     from importlib.abc import Loader
@@ -56,15 +60,18 @@ def call_when_executed(name: str, hook: Hook) -> None:
             return
         hooks.append(hook)
     module = sys.modules.get(name)
-    if module is None:
+    if not isinstance(module, ModuleType):
         return
-    spec = getattr(module, "__spec__", None)
+    spec = namespace(module).get("__spec__")
+    if is_lazy(module):
+        _observe(spec)
+        return
     # Watch first, then look: an execution that ends in between calls back, one that ended before is seen here.
-    if isinstance(spec, ModuleSpec) and _is_executing(spec):
+    if isinstance(spec, ModuleSpec) and is_executing(name):
         spec.__dict__.setdefault(_WATCHERS, []).append(_notify)
         if type(spec) is ModuleSpec:
             spec.__class__ = _WatchedSpec
-    if not _is_executing(spec):
+    if not is_executing(name):
         hook(module)
 
 
@@ -77,15 +84,16 @@ def withdraw(hook: Hook) -> None:
                 del _hooks[name]
 
 
-def _is_executing(spec: object) -> bool:
-    return bool(getattr(spec, "_initializing", False))
-
-
 def _notify(name: str) -> None:
     module = sys.modules.get(name)
     if module is not None:
         for hook in tuple(_hooks.get(name, ())):
             hook(module)
+
+
+def _observe(spec: ModuleSpec | None) -> None:
+    if spec is not None and hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _Loader):
+        spec.loader = cast("Loader", _Loader(spec.loader))
 
 
 class _WatchedSpec(ModuleSpec):
@@ -104,8 +112,12 @@ class _WatchedSpec(ModuleSpec):
         self.__dict__["_initializing"] = value
         if not value:
             self.__class__ = ModuleSpec  # type: ignore[assignment]
-            for watcher in self.__dict__.pop(_WATCHERS, ()):
-                watcher(self.name)
+            try:
+                for watcher in self.__dict__.pop(_WATCHERS, ()):
+                    watcher(self.name)
+            except BaseException:
+                sys.modules.pop(self.name, None)  # As after any import that failed: the next one starts anew.
+                raise
 
 
 class _Loader(_Proxy):
@@ -113,13 +125,16 @@ class _Loader(_Proxy):
 
     def exec_module(self, module: ModuleType) -> None:
         """Put the loader itself back where others look for it, let it execute the module, then notify."""
-        spec: Any = module.__spec__
+        spec: Any = namespace(module).get("__spec__")
         if spec is not None and spec.loader is self:
             spec.loader = self.__wrapped__
-        if getattr(module, "__loader__", None) is self:
-            module.__loader__ = self.__wrapped__
+        if namespace(module).get("__loader__") is self:
+            namespace(module)["__loader__"] = self.__wrapped__
         self.__wrapped__.exec_module(module)
-        _notify(module.__name__ if spec is None else spec.name)
+        if isinstance(self.__wrapped__, importlib.util.LazyLoader):
+            _observe(spec)
+        else:
+            _notify(namespace(module)["__name__"] if spec is None else spec.name)
 
 
 class _Finder(MetaPathFinder):
@@ -140,8 +155,7 @@ class _Finder(MetaPathFinder):
             spec = _first_spec(self, fullname, path, target)
         finally:
             self._asking.name = None
-        if spec is not None and hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _Loader):
-            spec.loader = cast("Loader", _Loader(spec.loader))
+        _observe(spec)
         return spec
 
 
@@ -156,3 +170,4 @@ def _first_spec(above: _Finder, fullname: str, path: Any, target: ModuleType | N
 
 
 _finder = _Finder()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

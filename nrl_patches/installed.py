@@ -13,6 +13,8 @@ from dataclasses import dataclass
 
 from packaging.version import InvalidVersion, Version
 
+from nrl_patches.modules import is_lazy
+
 __all__ = ["Installed", "find_installed", "import_package"]
 
 
@@ -54,7 +56,8 @@ def find_installed(distribution: str) -> Installed | None:
     name, published = _from_metadata(distribution, package)
     if published is None and not loadable:
         return None
-    running = _parse(getattr(sys.modules.get(package), "__version__", None))
+    module = sys.modules.get(package)
+    running = None if module is None or is_lazy(module) else _parse(getattr(module, "__version__", None))
     if running is None or running == published:
         return Installed(name, published)
     note = "" if published is None or running.public == published.public else f"its metadata says {published}"

@@ -23,11 +23,17 @@ class Broken:
 
     Attributes:
         id: The id that the patch would have.
-        error: What went wrong; its message names the file.
+        file: The file.
+        error: What went wrong.
     """
 
     id: str
+    file: str
     error: Exception
+
+    def __str__(self) -> str:
+        """Return what is wrong, with the file."""
+        return f"{self.id}: cannot be loaded: {self.file}: {type(self.error).__name__}: {self.error}"
 
 
 @dataclass(frozen=True)
@@ -61,22 +67,23 @@ def load(package: ModuleType | None = None) -> Registry:
     """
     if package is None:
         package = importlib.import_module("nrl_patches.patches")
-    found = [_load(name, package.__name__) for name in sorted(_patch_modules(package))]
+    found = [_load(name, file, package.__name__) for name, file in sorted(_patch_modules(package))]
     patches = {patch.id: patch for patch in found if isinstance(patch, Patch)}
     return Registry(dict(sorted(patches.items())), tuple(broken for broken in found if isinstance(broken, Broken)))
 
 
-def _load(name: str, package: str) -> Patch | Broken:
+def _load(name: str, file: str, package: str) -> Patch | Broken:
     try:
         return _patch_of(importlib.import_module(name))
     except Exception as error:  # noqa: BLE001 - whatever a file raises, the others must still load
-        return Broken(name.removeprefix(f"{package}."), error)
+        return Broken(name.removeprefix(f"{package}."), file, error)
 
 
-def _patch_modules(package: ModuleType) -> Iterator[str]:
+def _patch_modules(package: ModuleType) -> Iterator[tuple[str, str]]:
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         if not module.ispkg and not module.name.rpartition(".")[2].startswith("_"):
-            yield module.name
+            folder = getattr(module.module_finder, "path", "")
+            yield module.name, f"{folder}/{module.name.rpartition('.')[2]}.py"
 
 
 def _patch_of(module: ModuleType) -> Patch:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 import threading
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePath
@@ -23,9 +24,19 @@ import wrapt
 from nrl_patches.declaration import Build, Fix
 from nrl_patches.errors import UndoError, explain_problem
 from nrl_patches.holders import Holders, find_holders
+from nrl_patches.modules import is_executing
 from nrl_patches.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
 
-__all__ = ["PROCESS_LOCK", "Slot", "forget_if_gone", "install", "is_installed", "slot_of", "uninstall"]
+__all__ = [
+    "PROCESS_LOCK",
+    "Slot",
+    "check_removable",
+    "forget_if_gone",
+    "install",
+    "is_installed",
+    "slot_of",
+    "uninstall",
+]
 
 
 def _process_lock() -> Any:
@@ -36,6 +47,10 @@ def _process_lock() -> Any:
 
 PROCESS_LOCK = _process_lock()
 """Held while targets change. Neither a guard nor a build may import under it: imports have locks of their own."""
+
+os.register_at_fork(
+    before=PROCESS_LOCK.acquire, after_in_parent=PROCESS_LOCK.release, after_in_child=PROCESS_LOCK.release
+)
 
 
 @dataclass(slots=True)
@@ -66,14 +81,19 @@ class Slot:
 
     @property
     def is_reached(self) -> bool:
-        """Whether a call of the target still arrives at what was installed, be it through somebody's wrapper."""
-        return _reaches(getattr(self.site.owner, self.site.name, None), self.function)
+        """Whether a call of the target may still arrive at what was installed, through somebody's wrapper."""
+        return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=True)
+
+    @property
+    def is_called(self) -> bool:
+        """The same, but ``__wrapped__`` is not enough: a replacement may name what it replaces and not call it."""
+        return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
     def rebuild(self, layers: dict[str, Build]) -> Holders:
         """Make the target consist of these layers, everywhere where the present callable is held."""
         # Before the builds close over the callable. What a class inherits is held by its base, which is no target.
         inherited = self.site.raw is MISSING
-        holders = Holders() if inherited else find_holders(self.function, ignore=(Site, Slot, Mark))
+        holders = Holders() if inherited else find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw)
         function = self.site.function
         for patch_id, build in layers.items():
             function = _dress(build(function), function, patch_id)
@@ -92,6 +112,8 @@ class Slot:
 
 
 _slots: dict[str, Slot] = {}
+_outlived: list[Slot] = []
+"""Slots of targets that were made anew since; what they replaced lives on in instances and by-name copies."""
 
 
 def slot_of(patch_id: str, fix: Fix) -> Slot | None:
@@ -110,9 +132,9 @@ def forget_if_gone(fix: Fix, module: ModuleType) -> None:
     if fix.target in _slots:
         with suppress(MismatchError):  # Then there is no target at all, and the slot is as stale.
             site, slot = locate(module, fix), _slots[fix.target]
-            if site.owner is slot.site.owner and _reaches(site.function, slot.function):
+            if site.owner is slot.site.owner and _reaches(site.function, slot.function, by_name=True):
                 return
-        del _slots[fix.target]
+        _outlived.append(_slots.pop(fix.target))
 
 
 def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
@@ -120,42 +142,65 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
 
     Returns:
         What a user should know: whom the fix could not reach, who else was there first.
+
+    Raises:
+        MismatchError: Somebody else has patched on top of another patch of ours.
     """
-    slot = _slots.setdefault(fix.target, Slot(site))
+    slot = _slots.get(fix.target) or Slot(site)
+    if slot.intruder is not None:
+        raise MismatchError(f"{fix.target} as this package left it", slot.intruder)
     notes = []
     stranger = _stranger(site.function, fix.module.partition(".")[0])
     if stranger and not slot.layers:
         notes.append(f"on top of {stranger}, which had replaced {fix.qualname} before")
     holders = slot.rebuild({**slot.layers, patch_id: fix.build})
-    if holders.unreachable:
-        shown = ", ".join(dict.fromkeys(holders.unreachable))
-        notes.append(f"could not reach {len(holders.unreachable)} holder(s) of {fix.qualname}: {shown}")
+    _slots[fix.target] = slot
+    notes += _unreached(fix.qualname, holders)
     if _may_be_traced(fix.module):
         notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
     return notes
 
 
-def uninstall(patch_id: str, fixes: Iterable[Fix]) -> None:
+def check_removable(patch_id: str, fixes: Iterable[Fix]) -> None:
+    """Check that nobody else has replaced one of the targets since.
+
+    Raises:
+        UndoError: Somebody has.
+    """
+    for fix in fixes:
+        slot = slot_of(patch_id, fix)
+        if slot is not None and slot.intruder is not None:
+            raise UndoError(
+                explain_problem(
+                    patch_id,
+                    expected=f"{fix.target} as this package left it",
+                    found=slot.intruder,
+                    next_step="undo that first; nothing was undone",
+                )
+            )
+
+
+def uninstall(patch_id: str, fixes: Sequence[Fix]) -> list[str]:
     """Take the fixes of a patch away, all or none.
+
+    Returns:
+        What a user should know: who keeps the fix all the same.
 
     Raises:
         UndoError: Somebody else has replaced one of the targets since.
     """
-    slots = {fix.target: slot for fix in fixes if (slot := slot_of(patch_id, fix)) is not None}
+    check_removable(patch_id, fixes)
+    targets = {fix.target for fix in fixes}
+    slots = {target: slot for target, slot in _slots.items() if target in targets and patch_id in slot.layers}
+    older = [s for s in _outlived if patch_id in s.layers and s.intruder is None]
+    notes = []
+    for slot in (*slots.values(), *older):
+        holders = slot.rebuild({other: build for other, build in slot.layers.items() if other != patch_id})
+        notes += _unreached(slot.site.name, holders)
     for target, slot in slots.items():
-        if slot.intruder is not None:
-            raise UndoError(
-                explain_problem(
-                    patch_id,
-                    expected=f"{target} as this package left it",
-                    found=slot.intruder,
-                    next_step="undo that first; nothing of this patch was undone",
-                )
-            )
-    for target, slot in slots.items():
-        slot.rebuild({other: build for other, build in slot.layers.items() if other != patch_id})
         if not slot.layers:
             del _slots[target]
+    return notes
 
 
 def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
@@ -169,17 +214,21 @@ def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
     new.__dict__.update({name: value for name, value in kept if not name.startswith(("__wrapped__", "_torchdynamo"))})
     with suppress(ValueError):  # Some builtins have no signature to keep.
         new.__signature__ = inspect.signature(old)  # type: ignore[attr-defined]
-    below: Mark = getattr(old, MARK, None) or Mark("", (), old)
-    setattr(new, MARK, Mark(str(PurePath(__file__).parent), (*below.ids, patch_id), below.pristine))
+    below: Mark = getattr(old, MARK, None) or Mark("", (), old, new.__code__)
+    setattr(new, MARK, Mark(str(PurePath(__file__).parent), (*below.ids, patch_id), below.pristine, new.__code__))
     return new
+
+
+def _unreached(name: str, holders: Holders) -> list[str]:
+    shown = ", ".join(dict.fromkeys(holders.unreachable))
+    return [f"could not reach {len(holders.unreachable)} holder(s) of {name}: {shown}"] if shown else []
 
 
 def _may_be_traced(module: str) -> bool:
     # dynamo puts no guard on the methods of a class: what it traced before a replacement stays in use. A module that is
     # only now being imported cannot have been traced.
-    is_new = getattr(getattr(sys.modules.get(module), "__spec__", None), "_initializing", False)
     counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
-    return not is_new and bool(counters.get("stats"))
+    return not is_executing(module) and bool(counters.get("stats"))
 
 
 def _stranger(function: Any, package: str) -> str | None:
@@ -190,13 +239,15 @@ def _stranger(function: Any, package: str) -> str | None:
     return None if home in {package, "torch", *sys.stdlib_module_names} else describe(function)
 
 
-def _reaches(outer: Any, inner: Callable[..., Any], depth: int = 6) -> bool:
+def _reaches(outer: Any, inner: Callable[..., Any], *, by_name: bool, depth: int = 6) -> bool:
     if outer is inner:
         return True
     if depth == 0:
         return False
-    held = [getattr(outer, name, None) for name in ("__wrapped__", "__func__", "func")]
+    held = [getattr(outer, name, None) for name in ("__func__", "func")]
+    if by_name or isinstance(outer, wrapt.BaseObjectProxy):
+        held.append(getattr(outer, "__wrapped__", None))
     for cell in getattr(outer, "__closure__", None) or ():
         with suppress(ValueError):  # A cell that was not filled yet.
             held.append(cell.cell_contents)
-    return any(_reaches(callee, inner, depth - 1) for callee in held if callable(callee))
+    return any(_reaches(callee, inner, by_name=by_name, depth=depth - 1) for callee in held if callable(callee))

@@ -73,6 +73,7 @@ class Settings:
                 )
                 for patch_id in sorted(forced & disabled.keys())
             ]
+            problems += [str(broken) for broken in registry.broken if broken.id not in excluded]
         # Patches for one defect may share an opt-out; what is wrong with it is said once.
         return cls(strict, disabled, forced - disabled.keys(), tuple(dict.fromkeys(problems)))
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
-__all__ = ["State", "Status"]
+__all__ = ["Record", "State", "Status"]
 
 
 class State(str, enum.Enum):
@@ -43,3 +43,14 @@ class Status:
     def __str__(self) -> str:
         """Return the status as one line."""
         return f"{self.id}: {self.state} ({'; '.join((self.reason, *self.notes))})"
+
+
+@dataclass
+class Record:
+    """The status of a patch while it changes; ``done`` holds the targets that carry its fixes."""
+
+    state: State = State.PENDING
+    reason: str = ""
+    notes: tuple[str, ...] = ()
+    traceback: str = ""
+    done: set[str] = field(default_factory=set)

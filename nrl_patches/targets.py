@@ -5,12 +5,13 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import FunctionType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any, NamedTuple
 
 import wrapt
 
 from nrl_patches.declaration import Fix
+from nrl_patches.modules import namespace
 
 __all__ = ["MARK", "MISSING", "Mark", "MismatchError", "Site", "check", "describe", "locate", "objection_unless"]
 
@@ -25,11 +26,13 @@ class Mark(NamedTuple):
         copy: The directory of the copy of this package that made it.
         ids: The patches in it, innermost first.
         pristine: What was there before the first of them.
+        code: Of the replacement itself: ``functools.wraps`` copies a mark to functions that it does not belong to.
     """
 
     copy: str
     ids: tuple[str, ...]
     pristine: Callable[..., Any]
+    code: CodeType
 
 
 class MismatchError(Exception):
@@ -66,9 +69,9 @@ class Site:
 
     @property
     def mark(self) -> Mark | None:
-        """The mark of this package on the callable, None if it carries none."""
+        """The mark of this package on the callable, None if it carries none of its own."""
         mark = getattr(self.function, MARK, None)
-        return mark if mark is None else Mark(*mark)
+        return Mark(*mark) if mark is not None and mark.code is getattr(self.function, "__code__", None) else None
 
 
 def locate(module: ModuleType, fix: Fix) -> Site:
@@ -78,6 +81,8 @@ def locate(module: ModuleType, fix: Fix) -> Site:
         MismatchError: There is nothing under that name, or nothing that can be called.
     """
     try:
+        if fix.qualname.partition(".")[0] not in namespace(module):
+            raise AttributeError(f"module {fix.module} does not define it")  # noqa: TRY301 - as wrapt would
         owner, name, found = wrapt.resolve_path(module, fix.qualname)
     except AttributeError as error:
         raise MismatchError(f"{fix.target} to exist", f"{error}") from error

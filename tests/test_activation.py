@@ -294,7 +294,7 @@ class TestOnce:
     def test_thirty_two_threads(self, counting, imported_before):
         if imported_before:
             counting.core()
-        activations = [counting.activate(NRL_PATCHES="0")] * 0
+        activations = []
         registry = counting.registry()
         gate = threading.Barrier(32)
         results = []

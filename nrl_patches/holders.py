@@ -65,8 +65,6 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None)
         elif referrer is not but and not isinstance(referrer, (*_TRANSIENT, *ignore)):
             found.unreachable.append(_describe(referrer))
     found.unreachable += _closures_over(cells)
-    if gc.get_freeze_count():
-        found.unreachable.append("whatever gc.freeze() has hidden")
     classes = _classes_of(unresolved)
     for held in unresolved:
         if id(held) in classes:

@@ -8,6 +8,7 @@ skips it and traces the original without a word (``tests/test_wrapping_trap.py``
 from __future__ import annotations
 
 import functools
+import gc
 import inspect
 import os
 import sys
@@ -156,6 +157,8 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     holders = slot.rebuild({**slot.layers, patch_id: fix.build})
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
+    if gc.get_freeze_count() and not is_executing(fix.module):
+        notes.append(f"objects hidden by gc.freeze() were not searched for copies of {fix.qualname}")
     if _may_be_traced(fix.module):
         notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
     return notes

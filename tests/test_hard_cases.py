@@ -300,7 +300,25 @@ def test_frozen_objects_are_out_of_reach_and_said(counting):
         activation = Activation(registry.load(patches), {{}})
         activation.start()
         (status,) = activation.status().values()
-        assert "whatever gc.freeze() has hidden" in status.notes[0], status
+        assert "objects hidden by gc.freeze() were not searched for copies of count" in status.notes[0], status
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_target_that_is_younger_than_the_freeze_is_not_hidden(counting):
+    done = counting.run(
+        f"""
+        import gc
+        from nrl_patches.activation import Activation
+        from nrl_patches import registry
+        import {counting.patches} as patches
+        activation = Activation(registry.load(patches), {{}})
+        activation.start()
+        gc.freeze()
+        import {counting.name}.core
+        (status,) = activation.status().values()
+        assert (status.state, status.notes) == ("applied", ()), status
         """
     )
     assert done.returncode == 0, done.stderr

@@ -3,7 +3,8 @@
     python contract_side.py off     the probes without any patch; then import, apply, undo in several permutations
     python contract_side.py on      the probes with the patches as ``import nrl_patches`` applies them
 
-Prints one JSON object per patch id. ``off`` runs under ``NRL_PATCHES=0``.
+Prints one JSON object per patch id. ``off`` runs under ``NRL_PATCHES=0``. The probe of a patch whose distributions are
+not all installed is not run.
 """
 
 import functools
@@ -20,6 +21,8 @@ from nrl_patches.targets import MARK
 
 
 def observed(patch):
+    if any(find_installed(distribution) is None for distribution in patch.affected.distributions):
+        return {"present": None}
     try:
         seen = patch.observe()
     except Exception:  # noqa: BLE001 - an upstream release may raise anything

@@ -1,0 +1,85 @@
+"""Qwen2-VL and Qwen2.5-VL lose their whole checkpoint under transformers 5.9 and later.
+
+Problem: `get_combined_key_mapping` (components/checkpoint/conversion_mapping.py) asks transformers for the renaming
+    rules of a model type. From transformers 5.9.0 on they are kept by class and the answer is None, so no name of the
+    hub's layout is found in the model, and `set_model_state_dict(strict=False)` says nothing.
+Hit by: Qwen-VL on two ranks or more, or under PEFT, where Automodel loads the weights itself. The model trains from
+    random weights, vision and text, without an error. The official pair 0.6.0 and 5.12.1 does.
+Fix: where there are no rules for one of the two types, Automodel's lookup answers with those of the class that the
+    checkpoint is made of. transformers' own lookup stays as it is: PEFT decides by its answers.
+Remove when: no supported release is older than nemo-automodel 0.7.0.
+
+From transformers 5.4.0 to 5.5.4 the vision tower is lost for another reason: transformers.qwen_vl_checkpoint_mapping.
+nemo-automodel 0.3.0 was only measured through its Checkpointer: its model classes do not import under these
+transformers.
+"""
+
+import inspect
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nrl_patches import Observation, Patch
+from nrl_patches.patches.transformers import _qwen_vl
+from nrl_patches.patches.transformers._quiet import quiet
+
+patch = Patch(
+    __name__,
+    affected="nemo-automodel>=0.3.0,<0.7.0 & transformers>=5.9.0",
+    upstream=(
+        "https://github.com/NVIDIA-NeMo/Automodel/pull/3749",
+        "https://github.com/huggingface/transformers/pull/45661",
+        "https://github.com/NVIDIA-NeMo/RL/pull/2224",
+    ),
+    opt_out="NRL_DISABLE_QWENVL_VISION_PATCH",
+)
+
+
+def objection_unless_asked_by_type(lookup: Callable[..., Any]) -> str | None:
+    """Guard: Automodel asks by type only, and transformers knows the class only."""
+    ask = getattr(inspect.unwrap(lookup), "__globals__", {}).get("get_combined_key_mapping")
+    if ask is None or "model" in inspect.signature(ask).parameters:
+        return "is not asked by get_combined_key_mapping, or that knows the model's class"
+    rules = _qwen_vl.registered_rules()
+    if "qwen2_vl" in rules or "Qwen2VLForConditionalGeneration" not in rules:
+        return "asks a transformers that does not keep the rules of Qwen2-VL by class"
+    return _qwen_vl.objection_unless_lookup(lookup)
+
+
+@patch.fix(
+    "nemo_automodel.components.checkpoint.conversion_mapping:get_checkpoint_conversion_mapping",
+    guard=objection_unless_asked_by_type,
+)
+def by_class(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the lookup that falls back to the class of a type."""
+
+    def lookup_by_class(model_type: str) -> Any:
+        rules = lookup(model_type)
+        return lookup(_qwen_vl.HEADS[model_type]) if rules is None and model_type in _qwen_vl.HEADS else rules
+
+    return lookup_by_class
+
+
+@patch.probe
+def text_is_not_loaded() -> Observation:
+    """Load a tiny checkpoint in the hub's layout through Automodel's Checkpointer."""
+    import torch
+    from nemo_automodel.components.checkpoint.checkpointing import Checkpointer, CheckpointingConfig
+
+    with quiet(), TemporaryDirectory() as hub:
+        model = _qwen_vl.tiny_model()
+        expected = _qwen_vl.save_sharded(model, hub, files=2)
+        fresh = type(model)(model.config)
+        config = CheckpointingConfig(
+            enabled=True,
+            checkpoint_dir=hub,
+            model_save_format="safetensors",
+            model_cache_dir=hub,
+            model_repo_id=hub,
+            save_consolidated=False,
+            is_peft=False,
+        )
+        Checkpointer(config, 0, 0, 0).load_base_model(fresh, torch.device("cpu"), hub, hub)
+        vision, text = _qwen_vl.count_lost(fresh.state_dict(), expected)
+    # The tower alone is transformers' defect: then there are rules, and one of them is missing.
+    return Observation(bool(text), {"vision_lost": vision, "text_lost": text})

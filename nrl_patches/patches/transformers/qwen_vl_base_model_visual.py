@@ -1,0 +1,67 @@
+"""Qwen2VLModel and Qwen2_5_VLModel lose the vision tower of checkpoints that name it `model.visual`.
+
+Problem: since 5.13.0 the rule of the class without a head (conversion_mapping.py) puts `language_model` into every name
+    below `model`, the tower's included: `model.visual.x` becomes `model.language_model.visual.x`, which is nowhere.
+Hit by: `AutoModel.from_pretrained` of what Automodel saves of a trained Qwen-VL, and of what transformers 5.4.0 to
+    5.5.4 saved: the vision tower is random. The hub's own checkpoints name it `visual` and load.
+Fix: the lookup answers with the head's rule for the text in its place, which leaves the tower alone.
+Remove when: transformers loads such a checkpoint; until now no release from 5.13.0 on does.
+
+No upstream issue was found; the pull request is the one that introduced the rule.
+"""
+
+from collections.abc import Callable
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nrl_patches import Observation, Patch
+from nrl_patches.patches.transformers import _qwen_vl
+from nrl_patches.patches.transformers._quiet import quiet
+
+patch = Patch(
+    __name__,
+    affected="transformers>=5.13.0",
+    upstream=("https://github.com/huggingface/transformers/pull/46881",),
+    opt_out="NRL_DISABLE_QWENVL_VISION_PATCH",
+)
+
+
+def moves_tower(rules: Any) -> bool:
+    """Whether the rules take the tower away from where the checkpoint rightly has it."""
+    return bool(rules) and _qwen_vl.renamed(rules, "model.visual.x") != "model.visual.x"
+
+
+def objection_unless_tower_moves(lookup: Callable[..., Any]) -> str | None:
+    """Guard: the class without a head has a rule that moves the tower."""
+    if not moves_tower(_qwen_vl.registered_rules().get("Qwen2VLModel")):
+        return "has no rule that moves the vision tower of Qwen2VLModel"
+    return _qwen_vl.objection_unless_lookup(lookup)
+
+
+@patch.fix(
+    "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
+    guard=objection_unless_tower_moves,
+)
+def leave_tower(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the lookup that answers with the head's rule."""
+
+    def lookup_leaving_tower(model_type: str) -> Any:
+        rules = lookup(model_type)
+        if model_type in _qwen_vl.HEADS_OF_BASES and moves_tower(rules):
+            return _qwen_vl.text_rules(lookup(_qwen_vl.HEADS_OF_BASES[model_type])) or rules
+        return rules
+
+    return lookup_leaving_tower
+
+
+@patch.probe
+def tower_gets_lost() -> Observation:
+    """Load a tiny checkpoint that has the names of the modules into the class without a head."""
+    from transformers import AutoModel
+
+    with quiet(), TemporaryDirectory() as directory:
+        expected = _qwen_vl.save_sharded(_qwen_vl.tiny_model(), directory, files=2, rename=str)
+        model = AutoModel.from_pretrained(directory)
+    vision, text = _qwen_vl.count_lost(model.state_dict(), expected, below="model.")
+    # Releases before 5.4.0 know nothing of that layout, and lose the text as well.
+    return Observation(bool(vision and not text), {"vision_lost": vision, "text_lost": text})

@@ -60,8 +60,12 @@ def find_installed(distribution: str) -> Installed | None:
     running = None if module is None or is_lazy(module) else _parse(getattr(module, "__version__", None))
     if running is None or running == published:
         return Installed(name, published)
-    note = "" if published is None or running.public == published.public else f"its metadata says {published}"
-    return Installed(name, running, note)
+    if published is None or running.public != published.public:
+        note = f"its metadata says {published}" if published else ""
+        return Installed(name, running, note)
+    # The same number with another label. nemo-automodel labels itself with the commit of whatever checkout it is
+    # imported in, its own or not; only an installation from a checkout can mean it.
+    return Installed(name, published if _is_from_index(name) else running)
 
 
 def _is_loadable(package: str) -> bool | None:
@@ -81,6 +85,11 @@ def _from_metadata(distribution: str, package: str) -> tuple[str, Version | None
         for provider in importlib.metadata.packages_distributions().get(package, ()):
             return provider, _parse(importlib.metadata.version(provider))
     return distribution, None
+
+
+def _is_from_index(distribution: str) -> bool:
+    # Installers leave this file (PEP 610) for everything else: editable, from a repository, from a folder.
+    return importlib.metadata.distribution(distribution).read_text("direct_url.json") is None
 
 
 def _parse(text: object) -> Version | None:

@@ -46,6 +46,15 @@ def test_running_code_wins_over_stale_metadata_and_says_so(sandbox):
     assert "its metadata says 1.0" in str(find_installed(sandbox.name))
 
 
+@pytest.mark.parametrize(("origin", "found"), [(None, "1.0"), ('{"dir_info": {"editable": true}}', "1.0+6de0c361")])
+def test_a_commit_label_counts_only_where_a_commit_was_installed(sandbox, origin, found):
+    sandbox.distribution("1.0", init="__version__ = '1.0+6de0c361'")
+    if origin:
+        sandbox.write(f"{sandbox.name}-1.0.dist-info/direct_url.json", origin)
+    __import__(sandbox.name)
+    assert version(sandbox.name) == Version(found)
+
+
 @pytest.mark.parametrize("attribute", ["'dev'", "None", "3"])
 def test_unreadable_version_attribute_leaves_the_metadata(sandbox, attribute):
     sandbox.distribution("1.0", init=f"__version__ = {attribute}" if attribute != "3" else "")

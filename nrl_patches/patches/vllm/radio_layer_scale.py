@@ -1,0 +1,121 @@
+"""The LayerScale of a RADIO vision tower is never loaded, and is noise under `load_format="dummy"`.
+
+Problem: `RadioModel.load_weights` (model_executor/models/radio.py) skips every `ls1` and `ls2` of the weight stream,
+    although each block multiplies its two residual branches by parameters of these names. A dummy load fills them with
+    small random numbers, and nothing writes them afterwards.
+Hit by: Nemotron Nano VL, Nemotron Omni and others with a RADIO tower. Loaded from disk, a checkpoint with LayerScale
+    runs with 1.0 instead of its values; with dummy weights and a refit, every branch is multiplied by about 0.001, also
+    for checkpoints that folded LayerScale into their weights. Wrong image features, no error.
+Fix: LayerScale becomes what it is for a folded checkpoint: a constant of the constructor, as a non-persistent buffer,
+    which no dummy load fills and which level-2 sleep keeps. What the stream does carry is written, in whichever batch
+    it comes (`ls1`, `ls1.gamma`, `layer_scale1.lambda1`, …). Nothing is reset for lack of an entry, so a refit in many
+    batches, empty ones among them, ends right.
+Remove when: `RadioModel.load_weights` writes LayerScale and the dummy load leaves it alone in every supported release;
+    0.33.0, the newest that was measured, does neither.
+
+Who may stop forcing `load_format="auto"`, or rewriting radio.py on disk as NeMo RL does: everybody who runs this patch.
+`auto` never helped with explicit values, and still doesn't without the patch. Where radio.py has been rewritten, this
+patch reports `drifted` and stays away: the rewrite resets what a batch does not contain.
+
+Two limits. `named_parameters()` and `state_dict()` no longer list `ls1` and `ls2`, so senders must take the names from
+the checkpoint. And an engine that once received explicit values keeps them when a folded checkpoint follows.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+from unittest import mock
+
+from nrl_patches import Observation, Patch, objection_unless
+
+if TYPE_CHECKING:
+    import torch
+
+patch = Patch(
+    __name__,
+    affected="vllm>=0.11.0,<0.34",
+    upstream=(
+        "https://github.com/vllm-project/vllm/pull/39767",
+        "https://github.com/NVIDIA-NeMo/RL/pull/3990",
+    ),
+    opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
+)
+
+ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")
+
+
+@patch.fix(
+    "vllm.model_executor.models.radio:RadioModel.__init__",
+    guard=lambda init: objection_unless(init, parameters="self config", attributes="RadioInternVisionModel model"),
+)
+def make_constant(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a constructor whose LayerScale is a non-persistent buffer."""
+
+    def init_with_constants(self: Any, *args: Any, **kwargs: Any) -> None:
+        init(self, *args, **kwargs)
+        for layer in self.model.encoder.layers:
+            for name in {"ls1", "ls2"} & layer._parameters.keys():
+                layer.register_buffer(name, layer._parameters.pop(name).detach(), persistent=False)
+
+    return init_with_constants
+
+
+def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
+    """Guard: the entries are dropped, as in every release."""
+    objection = objection_unless(load_weights, parameters="self weights", attributes="named_parameters")
+    if objection is None and frozenset({"ls1", "ls2"}) not in load_weights.__code__.co_consts:
+        return "does not skip ls1 and ls2"
+    return objection
+
+
+@patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=skips_layer_scale)
+def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a loader that writes LayerScale itself and leaves the rest to the original."""
+
+    def load_layer_scale_too(self: Any, weights: Any) -> set[str]:
+        from vllm.model_executor.model_loader.weight_utils import default_weight_loader
+
+        layers = self.model.encoder.layers
+        rest: list[tuple[str, torch.Tensor]] = []
+        written: set[str] = set()
+        stream: Iterable[tuple[str, torch.Tensor]] = weights.items() if isinstance(weights, dict) else weights
+        for name, weight in stream:
+            entry = ENTRY.fullmatch(name)
+            if entry is None or int(entry["block"]) >= len(layers):  # A shortened tower drops the blocks it lacks.
+                rest.append((name, weight))
+                continue
+            own = getattr(layers[int(entry["block"])], f"ls{entry['branch']}")
+            # Layerwise reload puts a loader of its own on the tensor, to know what has arrived.
+            getattr(own, "weight_loader", default_weight_loader)(own, weight)
+            written.add(f"model.encoder.layers.{entry['block']}.ls{entry['branch']}")
+        return set(load_weights(self, rest)) | written
+
+    return load_layer_scale_too
+
+
+@patch.probe
+def layer_scale_is_noise_or_lost() -> Observation:
+    """Dummy-load a tower of one block whose checkpoint has the first scale folded, and refit it with the second."""
+    import torch
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
+    from vllm.model_executor.models import radio
+
+    def inner(**_: Any) -> torch.nn.Module:  # A real block needs vLLM's process groups; the scales are all it is about.
+        block = torch.nn.Module()
+        block.ls1, block.ls2 = (torch.nn.Parameter(torch.ones(1), requires_grad=False) for _ in range(2))
+        model = torch.nn.Module()
+        model.encoder = torch.nn.Module()
+        model.encoder.layers = torch.nn.ModuleList([block])
+        return model
+
+    pixels = {"input_scale": 1.0, "norm_mean": [0.5], "norm_std": [0.5]}  # For 0.11.0, which normalises in the tower.
+    with mock.patch.object(radio, "RadioInternVisionModel", inner):
+        tower = radio.RadioModel(SimpleNamespace(teachers=None, **pixels))
+    DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(tower, None)
+    tower.load_weights([("radio_model.model.blocks.0.ls2.gamma", torch.tensor([0.5]))])
+    seen = {name: getattr(tower.model.encoder.layers[0], name).item() for name in ("ls1", "ls2")}
+    return Observation(seen != {"ls1": 1.0, "ls2": 0.5}, seen)

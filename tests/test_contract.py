@@ -4,6 +4,7 @@ A patch file dropped into ``nrl_patches/patches`` gets all of this without a lin
 """
 
 import functools
+import json
 
 import pytest
 from packaging.version import Version
@@ -69,3 +70,26 @@ def test_each_patch_was_needed_in_some_and_not_in_other_releases_of_this_run(pat
         pytest.skip("no environment of this run has its distributions")
     answers = {affected.decide(lambda name, e=e: Installed(name, Version(e[name]))).answer for e in complete}
     assert answers == {Answer.YES, Answer.NO}
+
+
+@pytest.mark.parametrize(
+    ("environment", "verdicts"),
+    [
+        pytest.param(environment, verdicts, marks=pytest.mark.xdist_group(environment))
+        for environment, verdicts in {
+            "transformers==5.5.0": {
+                "transformers.gemma4_kv_sharing_needs_cache": "needed",
+                "transformers.gemma4_kv_sharing_fsdp2": "not affected",
+                "nemo_automodel.dtype_restore": "not installed",
+            },
+            "nemo-automodel==0.6.0 & transformers==5.12.1": {
+                "nemo_automodel.qwen_vl_checkpoint_mapping": "needed",
+                "nemo_automodel.dtype_restore": "not affected",
+            },
+        }.items()
+    ],
+)
+def test_the_tripwires_command_on_real_releases(environment, verdicts):
+    done = run_on(environment, ROOT / "tests" / "run_command.py", "tripwires", *verdicts, "--format", "json")
+    found = {t["id"]: t["verdict"] for t in json.loads(done.stdout)["tripwires"]}
+    assert found == verdicts

@@ -359,7 +359,17 @@ def test_the_workflow_example(two, tmp_path):
     steps = workflow["jobs"]["tripwires"]["steps"]
     assert workflow[True]["schedule"]  # YAML 1.1 reads the key `on` as a boolean.
     commands = [step["run"] for step in steps if "run" in step]
-    assert commands[0].startswith("python -m pip install --upgrade nrl-patches ")
+    install = commands[0].split()
+    # This checkout stands in for the release of nrl-patches, and nothing is installed.
+    install[install.index("nrl-patches")] = str(ROOT)
+    installed = subprocess.run(
+        [sys.executable, *install[1:], "--dry-run", "--no-deps"],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=True,
+    )
+    assert "Would install" in installed.stdout
     (command,) = [c for c in commands if c.startswith("nrl-patches tripwires")]
     done = two.run("nrl_patches", *command.split()[1:], GITHUB_STEP_SUMMARY=str(tmp_path / "summary.md"))
     assert done.returncode == 1

@@ -7,6 +7,7 @@ one piece, relative to the largest gradient, or the exception that the sharded m
 """
 
 import json
+import os
 import socket
 import sys
 
@@ -58,7 +59,8 @@ def rank_main(rank, family, port):
     distributed.all_gather_object(gathered, found)
     distributed.destroy_process_group()
     if rank == 0:
-        print(json.dumps(gathered))
+        print(json.dumps(gathered), flush=True)
+    os._exit(0)  # After an exception inside FSDP2's hooks gloo's threads now and then abort an orderly exit.
 
 
 if __name__ == "__main__":

@@ -22,9 +22,6 @@ ROUNDED = [("gemma3n", "4.56.0"), ("gemma3n", "5.0.0")]
 ROUNDING = 2e-4
 """Relative to the largest value of a tensor; measured: up to 3e-5 of it."""
 
-RAISES_IN_DYNAMO = {"gemma3n": {"compiled/checkpoint"}}
-"""What neither the unpatched nor the fixed release can compile, for reasons of its own (AltUp writes in place)."""
-
 
 def cases(pairs):
     return [
@@ -59,11 +56,12 @@ def distance(found, expected):
     )
 
 
-def compare(found, expected, family, tolerance):
+def compare(found, expected, unpatched, tolerance):
+    """Return what differs, but for what the release cannot compile without the patch either."""
     assert found.keys() == expected.keys()
     wrong = {}
     for name, value in expected.items():
-        if name == "status" or name in RAISES_IN_DYNAMO.get(family, ()):
+        if name == "status" or isinstance(unpatched[name], str):
             continue
         if isinstance(value, str):
             assert name == "compiled/checkpoint", value  # upstream's fix broke it; the patch did not
@@ -79,13 +77,15 @@ def compare(found, expected, family, tolerance):
 def test_patched_equals_the_fixed_release_bit_for_bit(run, family, environment):
     found = run(family, environment, patched=True)
     assert found["status"][f"transformers.{family}_kv_sharing_needs_cache"] == "applied"
-    assert not compare(found, run(family, FIXED[family], patched=True), family, tolerance=0)
+    unpatched = run(family, environment, patched=False)
+    assert not compare(found, run(family, FIXED[family], patched=True), unpatched, tolerance=0)
 
 
 @pytest.mark.parametrize(("family", "environment"), cases(ROUNDED))
 def test_patched_equals_the_fixed_release_up_to_rounding(run, family, environment):
     found = run(family, environment, patched=True)
-    assert not compare(found, run(family, FIXED[family], patched=True), family, ROUNDING)
+    unpatched = run(family, environment, patched=False)
+    assert not compare(found, run(family, FIXED[family], patched=True), unpatched, ROUNDING)
     for name, with_cache in (
         ("logits/sdpa/eval/nocache", "logits/sdpa/eval/cache"),
         ("grad/sdpa/nocache", "grad/sdpa/cache"),
@@ -115,14 +115,14 @@ def test_compiled_equals_eager_wherever_the_unpatched_release_compiles(run, fami
         "compiled/grad": "grad/sdpa/nocache",
         "compiled/checkpoint": "checkpoint/nocache",
     }
-    for compiled, eager in pairs.items():
-        if compiled not in RAISES_IN_DYNAMO.get(family, ()):
-            assert distance(found[compiled], found[eager]) < 1e-5, compiled
-
-
-def test_the_unpatched_release_fails_to_compile_what_is_excepted(run):
-    unpatched = run("gemma3n", "transformers==5.5.4", patched=False)
-    assert "modified by an inplace operation" in unpatched["compiled/checkpoint"]
+    unpatched = run(family, environment, patched=False)
+    compiles = {name: eager for name, eager in pairs.items() if not isinstance(unpatched[name], str)}
+    for compiled, eager in compiles.items():
+        assert distance(found[compiled], found[eager]) < 1e-5, compiled
+    # Gemma 3n's AltUp writes in place, which no release lets a checkpoint compile; 4.56 warns while it is traced.
+    assert compiles.keys() >= pairs.keys() - (
+        {"compiled/checkpoint", "compiled/grad"} if family == "gemma3n" else set()
+    )
 
 
 @pytest.mark.parametrize(

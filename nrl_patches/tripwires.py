@@ -107,8 +107,13 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT) -> Tripwire:
     decision = patch.affected.decide(find_installed)
     off: Side | None = None
     on: Side | None = None
-    if decision.answer is Answer.NOT_INSTALLED:
-        verdict, sentence, step = Verdict.NOT_INSTALLED, decision.reason, ""
+    # One excluded distribution decides a pair, but its probe needs both.
+    complete = any(
+        all(find_installed(part.distribution) for part in conjunction) for conjunction in patch.affected.alternatives
+    )
+    if not complete:
+        missing = [name for name in patch.affected.distributions if find_installed(name) is None]
+        verdict, sentence, step = Verdict.NOT_INSTALLED, f"{', '.join(missing)} is not installed", ""
     else:
         off = run_side(patch.id, patched=False, timeout=timeout)
         # Between releases the guard decides whether the patch covers this build, and only the patched side knows.

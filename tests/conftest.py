@@ -1,5 +1,5 @@
 import pytest
-from standins import Sandbox
+from standins import COUNT, Sandbox
 
 from nrl_patches.hooks import withdraw
 
@@ -23,3 +23,11 @@ def hook():
     remember.calls = calls
     yield remember
     withdraw(remember)
+
+
+@pytest.fixture
+def counting(sandbox):
+    """An affected release and a patch for it."""
+    sandbox.distribution("1.0", core=COUNT)
+    sandbox.patch()
+    return sandbox

@@ -43,6 +43,8 @@ def probe():
     return Observation(True)
 '''
 
+COUNT = "def count():\n    return 1\n"
+
 ADD_ONE = """
 def fixed(*args, **kwargs):
     return original(*args, **kwargs) + 1
@@ -131,3 +133,8 @@ def run(code, *, path=(ROOT,), python=sys.executable, **environ):
     return subprocess.run(
         [python, "-c", textwrap.dedent(code)], env=env, capture_output=True, text=True, timeout=300, check=False
     )
+
+
+def only(activation):
+    (status,) = activation.status().values()
+    return status

@@ -4,24 +4,10 @@ import sys
 import threading
 
 import pytest
+from standins import COUNT, only
 
 import nrl_patches
 from nrl_patches import State
-
-COUNT = "def count():\n    return 1\n"
-
-
-@pytest.fixture
-def counting(sandbox):
-    """An affected release and a patch for it."""
-    sandbox.distribution("1.0", core=COUNT)
-    sandbox.patch()
-    return sandbox
-
-
-def only(activation):
-    (status,) = activation.status().values()
-    return status
 
 
 def test_applied_when_the_target_is_imported(counting, caplog):

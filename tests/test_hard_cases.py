@@ -8,25 +8,10 @@ import sys
 import types
 
 import pytest
-from standins import run
+from standins import COUNT, only, run
 
 import nrl_patches
 from nrl_patches import State
-
-COUNT = "def count():\n    return 1\n"
-
-
-@pytest.fixture
-def counting(sandbox):
-    sandbox.distribution("1.0", core=COUNT)
-    sandbox.patch()
-    return sandbox
-
-
-def only(activation):
-    (status,) = activation.status().values()
-    return status
-
 
 LAZY = """
     import importlib.util, sys

@@ -4,9 +4,7 @@ import shutil
 import sys
 
 import pytest
-from standins import ROOT, run
-
-COUNT = "def count():\n    return 1\n"
+from standins import COUNT, ROOT, run
 
 
 def test_imports_none_of_the_patched_distributions():

@@ -116,6 +116,13 @@ def test_not_installed(copy):
     assert (tripwire["verdict"], code, tripwire["off"]) == ("not installed", 0, None)
 
 
+def test_a_pair_of_which_one_is_missing_and_the_other_excluded(copy):
+    copy.upstream("2.0", RIGHT)
+    copy.patch(affected="standin<2 & companion<1", probe="import companion\nreturn Observation(True)")
+    tripwire, code = copy.outcome()
+    assert (tripwire["verdict"], tripwire["sentence"], code) == ("not installed", "companion is not installed", 0)
+
+
 @pytest.mark.parametrize(
     ("version", "core", "fields", "verdict", "said"),
     [

@@ -5,6 +5,7 @@ the installed release has the defect. README.md tells how to ask what was applie
 """
 
 from nrl_patches.activation import default_activation
+from nrl_patches.children import activation_path
 from nrl_patches.declaration import Observation, Patch
 from nrl_patches.errors import (
     DeclarationError,
@@ -31,6 +32,7 @@ __all__ = [
     "Status",
     "UndoError",
     "__version__",
+    "activated_by",
     "apply",
     "objection_unless",
     "status",
@@ -38,6 +40,10 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+activated_by = activation_path()
+"""How the patches came into this process, or into the one it was forked from: ``import``, ``plugin`` (of vLLM),
+``ray``, ``startup`` (``nrl-patches run``) or ``multiprocessing``."""
 
 _activation = default_activation()
 apply = _activation.apply

@@ -16,6 +16,7 @@ from nrl_patches.errors import (
     SettingsError,
     UndoError,
 )
+from nrl_patches.process import join
 from nrl_patches.status import State, Status
 from nrl_patches.targets import objection_unless
 
@@ -50,3 +51,4 @@ apply = _activation.apply
 status = _activation.status
 undo = _activation.undo
 _activation.start()
+join(_activation, __version__)

@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType, TracebackType
 from typing import final
@@ -15,6 +15,7 @@ from typing import final
 from nrl_patches import registry as registries
 from nrl_patches.affected import Answer, Decision
 from nrl_patches.application import apply_fixes, block, drifted, failed, remove_fixes
+from nrl_patches.children import parent
 from nrl_patches.declaration import Fix, Patch
 from nrl_patches.errors import DriftedError, PatchError, SettingsError, UndoError, explain_problem
 from nrl_patches.hooks import call_when_executed, withdraw
@@ -38,10 +39,18 @@ class Activation:
     Args:
         registry: The patches.
         environ: The environment variables; read once, by :meth:`start`.
+        undone: The reason for each patch that the parent process does without, whatever the variables say.
+
+    Attributes:
+        on_change: Called after statuses have changed.
     """
 
-    def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
+    def __init__(
+        self, registry: registries.Registry, environ: Mapping[str, str], undone: Mapping[str, str] | None = None
+    ) -> None:
         self.registry = registry
+        self.on_change: Callable[[], None] = lambda: None
+        self._undone = undone or {}
         self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
         self._environ = environ
         self._records = {patch.id: Record() for patch in registry}
@@ -67,6 +76,8 @@ class Activation:
             for patch in self.registry:
                 if patch.id in self.settings.disabled:
                     self._set(patch, State.DISABLED, self.settings.disabled[patch.id])
+                elif patch.id in self._undone:
+                    self._set(patch, State.DISABLED, _in_parent(self._undone[patch.id]))
                 else:
                     self._hook(patch)
         except PatchError as error:
@@ -88,6 +99,12 @@ class Activation:
             trace = "".join(traceback.format_exception(broken.error))
             statuses[broken.id] = Status(broken.id, State.FAILED, str(broken), (), trace)
         return dict(sorted(statuses.items()))
+
+    def remembered(self) -> Iterator[tuple[str, State, str, tuple[str, ...]]]:
+        """Yield id, state, reason and notes of every patch as of its last change; cheaper than :meth:`status`."""
+        for patch in self.registry:
+            record = self._records[patch.id]
+            yield patch.id, record.state, record.reason or _awaited(patch, record), record.notes
 
     def undo(self, *ids: str) -> Undone:
         """Put back exactly what was there before the patches were applied.
@@ -115,6 +132,7 @@ class Activation:
                 self._unhook(patch)
                 notes = tuple(remove_fixes(patch))
                 self._records[patch.id] = Record(State.DISABLED, "undone by nrl_patches.undo", notes)
+            self._changed()
         return Undone(self, tuple(patch.id for patch in patches))
 
     def apply(self, *ids: str) -> None:
@@ -128,9 +146,16 @@ class Activation:
             if self._records[patch_id].state is State.DISABLED and patch_id not in self.settings.disabled:
                 self._records[patch_id] = Record()
                 self._hook(patch)
+        self._changed()
 
     def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
         """Apply the fixes of a patch that belong to the module which has just been executed."""
+        try:
+            self._decide(patch, name, module)
+        finally:
+            self._changed()
+
+    def _decide(self, patch: Patch, name: str, module: ModuleType) -> None:
         fixes = [fix for fix in patch.fixes if fix.module == name]
         forced = patch.id in self.settings.forced
         try:
@@ -194,8 +219,7 @@ class Activation:
             decision = patch.affected.decide(find_installed)
             if decision.answer in _UNAFFECTED and patch.id not in self.settings.forced:
                 return replace(status, state=_UNAFFECTED[decision.answer], reason=decision.reason)
-            waits = ", ".join(sorted({fix.module for fix in patch.fixes if fix.target not in record.done}))
-            return replace(status, reason=f"{decision.reason}; waits for the import of {waits}")
+            return replace(status, reason=f"{decision.reason}; {_awaited(patch, record)}")
         for fix in patch.fixes if record.state is State.APPLIED else ():
             slot = slot_of(patch.id, fix)
             if slot is not None and slot.intruder is not None:
@@ -237,6 +261,10 @@ class Activation:
         if not told:
             logger.log(logging.ERROR if patch.required else logging.WARNING, "%s: %s", state, error)
 
+    def _changed(self) -> None:
+        with PROCESS_LOCK:
+            self.on_change()
+
     def _set(self, patch: Patch, state: State, reason: str) -> None:
         record = self._records[patch.id]
         record.state, record.reason = state, reason
@@ -261,7 +289,8 @@ class Activation:
 @functools.cache
 def default_activation() -> Activation:
     """Return the one activation of this copy of the package: all its patches, the process's own environment."""
-    return Activation(registries.load(), os.environ)
+    told = parent()
+    return Activation(registries.load(), os.environ, told.disabled if told else None)
 
 
 @dataclass(frozen=True)
@@ -294,6 +323,16 @@ class Undone:
         """Apply the patches again."""
         if self.ids:
             self.activation.apply(*self.ids)
+
+
+def _awaited(patch: Patch, record: Record) -> str:
+    modules = sorted({fix.module for fix in patch.fixes if fix.target not in record.done})
+    return f"waits for the import of {', '.join(modules)}"
+
+
+def _in_parent(reason: str) -> str:
+    note = ", in the parent process"
+    return f"{reason.removesuffix(note)}{note}"
 
 
 def _why(decision: Decision, *, forced: bool) -> str:

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from types import FunctionType
+from types import FunctionType, ModuleType
 from typing import Any
 
 import wrapt

@@ -72,10 +72,13 @@ def _is_strict() -> bool:
 
 
 def _report(path: str, error: Exception) -> None:
+    import json  # noqa: PLC0415
     import logging  # noqa: PLC0415
+    import os  # noqa: PLC0415
     import traceback  # noqa: PLC0415
+    from contextlib import suppress  # noqa: PLC0415
 
-    global failure  # noqa: PLW0603 - the one place where a process can be asked about it
+    global failure  # noqa: PLW0603 - where a process can be asked about it; others read the record, see record.py
     if not failure:
         failure = "".join(traceback.format_exception(error))
         logging.getLogger("nrl_patches").error(
@@ -85,3 +88,6 @@ def _report(path: str, error: Exception) -> None:
             type(error).__name__,
             error,
         )
+        record = {"change": 1, "pid": os.getpid(), "activated_by": path, "failure": failure, "statuses": []}
+        with suppress(OSError, AttributeError):  # Where there are no files in memory, the log has said it.
+            os.write(os.memfd_create("nrl_patches-1", os.MFD_CLOEXEC), json.dumps({**record, "complete": 1}).encode())

@@ -26,6 +26,7 @@ class ProcessRecord:
         self._changes = 0
         self._length = 0
         self._fd = -1
+        self._pid = -1
         self._identity: tuple[int, int] | None = None
         os.register_at_fork(after_in_child=self._after_fork)
 
@@ -46,14 +47,20 @@ class ProcessRecord:
         # A reader knows from the two numbers that it did not look in the middle of a change.
         text = json.dumps({"change": self._changes, "pid": os.getpid(), **self._content, "complete": self._changes})
         data = text.encode()
-        if not self._is_ours():
-            self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
-            self._identity = _identity(self._fd)
-            self._length = 0
+        if self._pid != os.getpid() or not self._is_there():
+            self._replace()
         os.pwrite(self._fd, data.ljust(self._length), 0)
         self._length = max(self._length, len(data))
 
-    def _is_ours(self) -> bool:
+    def _replace(self) -> None:
+        if self._is_there():  # Of the process that this one was forked from, who goes on writing to it.
+            os.close(self._fd)
+        self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        self._identity = _identity(self._fd)
+        self._pid = os.getpid()
+        self._length = 0
+
+    def _is_there(self) -> bool:
         # Daemons close every file descriptor they find, and the number may be somebody else's file by now.
         try:
             return self._fd >= 0 and _identity(self._fd) == self._identity
@@ -61,10 +68,6 @@ class ProcessRecord:
             return False
 
     def _after_fork(self) -> None:
-        # The file is the parent's, and so would be what this process tells.
-        if self._is_ours():
-            os.close(self._fd)
-        self._fd = -1
         if self._content:
             self.publish(self._content)
 

@@ -5,17 +5,17 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
+import copies
 import jsonschema
 import pytest
 import yaml
-from standins import ADD_ONE, PATCH, ROOT
+from standins import ROOT
 
 from nrl_patches.registry import load
 from nrl_patches.tripwires import PASSING, Verdict
@@ -23,57 +23,9 @@ from nrl_patches.tripwires import PASSING, Verdict
 OFF_BY_ONE = "def count():\n    return 1\n"
 RIGHT = "def count():\n    return 2\n"
 
-COUNTS = """
-    from standin.core import count
-    return Observation(count() != 2, {"count": count()})
-"""
 
-
-class Copy:
-    """A copy of this package with stand-in patches in it, beside a stand-in distribution."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        shutil.copytree(ROOT / "nrl_patches", folder / "nrl_patches", ignore=shutil.ignore_patterns("__pycache__"))
-        self.patches = folder / "nrl_patches" / "patches"
-        shutil.rmtree(self.patches / "transformers")
-        for other in ("nemo_automodel", "vllm"):
-            shutil.rmtree(self.patches / other, ignore_errors=True)
-        self.write("nrl_patches/patches/standin/__init__.py", "")
-
-    def write(self, path, text):
-        file = self.folder / path
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(text)
-
-    def upstream(self, version="1.0", core=OFF_BY_ONE):
-        self.write("standin/__init__.py", "")
-        self.write("standin/core.py", core)
-        info = f"standin-{version}.dist-info"
-        self.write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: standin\nVersion: {version}\n")
-
-    def patch(self, name="count", probe=COUNTS, **fields):
-        values = {
-            "affected": "standin<2",
-            "target": "standin.core:count",
-            "guard": "lambda original: None",
-            "opt_out": "NRL_DISABLE_COUNT",
-            "required": False,
-            "fix": ADD_ONE,
-            "more": "",
-        } | fields
-        values["fix"] = textwrap.indent(textwrap.dedent(values["fix"]), "    ")
-        text = PATCH.format(**values).replace(
-            "    return Observation(True)\n", textwrap.indent(textwrap.dedent(probe), "    ")
-        )
-        self.write(f"nrl_patches/patches/standin/{name}.py", text)
-
-    def run(self, *args, **environ):
-        env = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"} | environ
-        command = [sys.executable, "-m", *args]
-        return subprocess.run(
-            command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
-        )
+class Copy(copies.Copy):
+    """A copy of this package, and what its command says."""
 
     def tripwires(self, *args, **environ):
         return self.run("nrl_patches", "tripwires", *args, **environ)
@@ -204,7 +156,7 @@ def test_other_patches_do_not_colour_the_sides(copy):
 
 def test_what_a_probe_prints_is_no_part_of_its_answer(copy):
     copy.upstream()
-    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(COUNTS))
+    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(copies.COUNTS))
     assert copy.outcome()[0]["verdict"] == "needed"
 
 
@@ -324,8 +276,6 @@ class TestPlugin:
     def pytest(self, copy, *args, **environ):
         copy.write("empty/conftest.py", "")
         plugin = ("-p", "nrl_patches_pytest") if not _is_installed() else ()
-        if plugin:
-            shutil.copy(ROOT / "nrl_patches" / "pytest_entry.py", copy.folder / "nrl_patches_pytest.py")
         return copy.run("pytest", *plugin, "-p", "no:cacheprovider", "-c", os.devnull, "empty", *args, **environ)
 
     def test_inert_unless_asked(self, copy):

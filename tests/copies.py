@@ -1,0 +1,78 @@
+"""A copy of this package with stand-in patches in it, for tests of what whole processes do."""
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+
+from standins import ADD_ONE, COUNT, PATCH, ROOT
+
+COUNTS = """
+    from standin.core import count
+    return Observation(count() != 2, {"count": count()})
+"""
+
+
+class Copy:
+    """A copy of this package in a folder, beside a stand-in distribution."""
+
+    def __init__(self, folder):
+        self.folder = folder
+        shutil.copytree(ROOT / "nrl_patches", folder / "nrl_patches", ignore=shutil.ignore_patterns("__pycache__"))
+        # What the wheel has at its top level; the environment's own would be that of its installation.
+        for entry in ("pytest", "startup"):
+            shutil.copy(ROOT / "nrl_patches" / f"{entry}_entry.py", folder / f"nrl_patches_{entry}.py")
+        self.patches = folder / "nrl_patches" / "patches"
+        for distribution in self.patches.iterdir():
+            if distribution.is_dir():
+                shutil.rmtree(distribution)
+        self.write("nrl_patches/patches/standin/__init__.py", "")
+
+    def write(self, path, text):
+        file = self.folder / path
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(text)
+        return file
+
+    def upstream(self, version="1.0", core=COUNT):
+        self.write("standin/__init__.py", "")
+        self.write("standin/core.py", core)
+        info = f"standin-{version}.dist-info"
+        self.write(f"{info}/METADATA", f"Metadata-Version: 2.1\nName: standin\nVersion: {version}\n")
+
+    def patch(self, name="count", probe=COUNTS, **fields):
+        values = {
+            "affected": "standin<2",
+            "target": "standin.core:count",
+            "guard": "lambda original: None",
+            "opt_out": "NRL_DISABLE_COUNT",
+            "required": False,
+            "fix": ADD_ONE,
+            "more": "",
+        } | fields
+        values["fix"] = textwrap.indent(textwrap.dedent(values["fix"]), "    ")
+        text = PATCH.format(**values).replace(
+            "    return Observation(True)\n", textwrap.indent(textwrap.dedent(probe), "    ")
+        )
+        self.write(f"nrl_patches/patches/standin/{name}.py", text)
+
+    def environ(self, **environ):
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("NRL_")}
+        return inherited | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"} | environ
+
+    def run(self, *args, **environ):
+        """Run a module of the copy, by ``-m``."""
+        return self.python("-m", *args, **environ)
+
+    def python(self, *args, python=sys.executable, **environ):
+        """Run an interpreter that sees the copy."""
+        return subprocess.run(
+            [python, *map(str, args)],
+            env=self.environ(**environ),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
+        )

@@ -129,11 +129,11 @@ def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def check_copies(path: Sequence[str]) -> list[Finding]:
-    """Check that there is one copy of nrl_patches on a search path, and that its metadata is of that version."""
+    """Check that there is one version of nrl_patches on a search path, and that its metadata says the same."""
     folders = dict.fromkeys(Path(entry or ".").resolve() / "nrl_patches" for entry in path)
     copies = [(folder, _version_of(folder)) for folder in folders if folder.joinpath("__init__.py").is_file()]
     findings = []
-    if len(copies) > 1:
+    if len({version for _, version in copies}) > 1:
         shown = ", ".join(f"{version} in {folder}" for folder, version in copies)
         findings.append(Finding("sys.path", f"{len(copies)} copies of nrl_patches: {shown}", "remove all but one"))
     published = {d.version for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}

@@ -2,7 +2,7 @@
 
 autowrapt leaves a startup file in ``site-packages`` that every interpreter executes; where ``AUTOWRAPT_BOOTSTRAP``
 names a group of entry points, it registers them as post-import hooks. Ours stand for the packages that have targets, so
-an interpreter that imports none of these never imports nrl_patches.
+an interpreter that imports none of these never imports nrl_patches; ``startup/sitecustomize.py`` spares it the rest.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ __all__ = ["GROUP", "run"]
 
 GROUP = "nrl_patches.startup"
 VARIABLE = "AUTOWRAPT_BOOTSTRAP"
+STARTUP = Path(__file__).parent / "startup"  # See the file in it.
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # As env(1) and the shells have it.
 
 _CHECK = f"""
@@ -52,6 +53,9 @@ def run(command: tuple[str, ...]) -> None:
         )
     groups = [group.strip() for group in os.environ.get(VARIABLE, "").split(",") if group.strip()]
     os.environ[VARIABLE] = ",".join(dict.fromkeys((*groups, GROUP)))
+    path = os.environ.get("PYTHONPATH", "")
+    if str(STARTUP) not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = f"{STARTUP}{os.pathsep}{path}" if path else str(STARTUP)
     sys.stdout.flush()
     try:
         os.execv(program, command)  # noqa: S606 - that is what the user asked for

@@ -23,6 +23,8 @@ def covered(copy):
     """The copy, with its stand-in among the packages that autowrapt calls back for."""
     copy.write("beside-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: beside\nVersion: 1.0\n")
     copy.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:startup\n")
+    startup = copy.folder / "nrl_patches" / "startup" / "sitecustomize.py"
+    startup.write_text(startup.read_text().replace('"transformers", ', '"transformers", "standin", '))
     return copy
 
 
@@ -54,9 +56,52 @@ def test_the_switches_travel(covered):
     assert run(covered, sys.executable, "-c", COUNT, NRL_DISABLE_COUNT="1").stdout == "1\n"
 
 
-def test_a_process_that_imports_no_target(covered):
-    asked = "import sys; print([name for name in sys.modules if name.startswith('nrl_patches')])"
-    assert run(covered, sys.executable, "-c", asked).stdout == "['nrl_patches_startup']\n"
+def test_a_process_that_imports_no_target_does_not_even_import_wrapt(covered):
+    # benchmarks/run_cost.py says what that saves.
+    asked = "import sys; print(*sorted(n for n in sys.modules if n.startswith(('autowrapt', 'nrl_patches', 'wrapt'))))"
+    assert run(covered, sys.executable, "-c", asked).stdout == "autowrapt autowrapt.bootstrap\n"
+
+
+def test_without_that_saving_it_works_the_same(covered):
+    # An interpreter that ignores PYTHONPATH sees only the variable; here it sees a path without our folder.
+    environ = {"AUTOWRAPT_BOOTSTRAP": GROUP}
+    assert covered.python("-c", COUNT, **environ).stdout == "2\n"
+    asked = "import sys; print('wrapt' in sys.modules, 'nrl_patches' in sys.modules)"
+    assert covered.python("-c", asked, **environ).stdout == "True False\n"
+
+
+def test_other_groups_are_registered_at_once(covered):
+    covered.write("theirs.py", "def hook(module): print('theirs')\n")
+    covered.write("theirs-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    covered.write("theirs-1.0.dist-info/entry_points.txt", "[theirs]\ncolorsys = theirs:hook\n")
+    done = run(covered, sys.executable, "-c", f"import colorsys; {COUNT}", AUTOWRAPT_BOOTSTRAP="theirs")
+    assert done.stdout == "theirs\n2\n", done.stderr
+
+
+@pytest.mark.parametrize("code", ["print('mine')", "raise ImportError('mine')", "raise KeyError('mine')"])
+def test_the_user_s_own_sitecustomize_is_executed(covered, code):
+    shown = "import sys; print(getattr(sys.modules.get('sitecustomize'), '__file__', 'none'))"
+    covered.write("mine/sitecustomize.py", code)
+    path = os.pathsep.join([str(covered.folder / "mine"), str(covered.folder)])
+    plain = covered.python("-c", shown, PYTHONPATH=path)
+    done = run(covered, sys.executable, "-c", f"{shown}; {COUNT}", PYTHONPATH=path)
+    # `run` is a Python of its own, which says it too.
+    assert done.stdout == plain.stdout.replace("mine\n", "mine\nmine\n") + "2\n"
+    assert done.stderr.splitlines()[-2:] == plain.stderr.splitlines()[-2:]
+
+
+def test_without_a_sitecustomize_of_the_user(covered):
+    shown = "import sys; print([p for p in sys.path if 'startup' in p], 'sitecustomize' in sys.modules)"
+    done = run(covered, sys.executable, "-c", shown)
+    assert (done.stdout, done.stderr) == ("[] False\n", "")
+
+
+def test_nested(covered):
+    shown = ("sh", "-c", "echo $PYTHONPATH")
+    once = run(covered, *shown, PYTHONPATH=f"{covered.folder}::/other").stdout
+    assert once == f"{covered.folder}/nrl_patches/startup:{covered.folder}::/other\n"
+    inner = run(covered, sys.executable, "-m", "nrl_patches", "run", "--", *shown).stdout
+    assert inner == f"{covered.folder}/nrl_patches/startup:{covered.folder}\n"
 
 
 def test_arguments_input_and_exit_code_pass_through(covered):
@@ -136,6 +181,8 @@ def test_the_group_names_the_packages_of_all_targets():
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]
     named = {line.partition(" = ")[0] for line in section.splitlines()}
     assert named == {fix.module.partition(".")[0] for patch in load() for fix in patch.fixes}
+    startup = (ROOT / "nrl_patches" / "startup" / "sitecustomize.py").read_text()
+    assert f"PACKAGES = {tuple(sorted(named))}".replace("'", '"') in startup
 
 
 PROBE = """

@@ -9,13 +9,11 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import ModuleType, TracebackType
-from typing import final
+from types import ModuleType
 
 from nrl_patches import registry as registries
 from nrl_patches.affected import Answer, Decision
 from nrl_patches.application import apply_fixes, block, drifted, failed, remove_fixes
-from nrl_patches.children import parent
 from nrl_patches.declaration import Fix, Patch
 from nrl_patches.errors import DriftedError, PatchError, SettingsError, UndoError, explain_problem
 from nrl_patches.hooks import call_when_executed, withdraw
@@ -25,8 +23,9 @@ from nrl_patches.replacement import PROCESS_LOCK, check_removable, slot_of
 from nrl_patches.settings import Settings
 from nrl_patches.status import Record, State, Status
 from nrl_patches.targets import MismatchError
+from nrl_patches.undone import Undone
 
-__all__ = ["Activation", "Undone", "default_activation"]
+__all__ = ["Activation", "default_activation"]
 
 logger = logging.getLogger("nrl_patches")
 
@@ -39,18 +38,14 @@ class Activation:
     Args:
         registry: The patches.
         environ: The environment variables; read once, by :meth:`start`.
-        undone: The reason for each patch that the parent process does without, whatever the variables say.
 
     Attributes:
         on_change: Called after statuses have changed.
     """
 
-    def __init__(
-        self, registry: registries.Registry, environ: Mapping[str, str], undone: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
         self.registry = registry
         self.on_change: Callable[[], None] = lambda: None
-        self._undone = undone or {}
         self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
         self._environ = environ
         self._records = {patch.id: Record() for patch in registry}
@@ -76,8 +71,6 @@ class Activation:
             for patch in self.registry:
                 if patch.id in self.settings.disabled:
                     self._set(patch, State.DISABLED, self.settings.disabled[patch.id])
-                elif patch.id in self._undone:
-                    self._set(patch, State.DISABLED, _in_parent(self._undone[patch.id]))
                 else:
                     self._hook(patch)
         except PatchError as error:
@@ -104,7 +97,7 @@ class Activation:
         """Yield id, state, reason and notes of every patch as of its last change; cheaper than :meth:`status`."""
         for patch in self.registry:
             record = self._records[patch.id]
-            yield patch.id, record.state, record.reason or _awaited(patch, record), record.notes
+            yield patch.id, record.state, record.reason or record.awaits(patch), record.notes
 
     def undo(self, *ids: str) -> Undone:
         """Put back exactly what was there before the patches were applied.
@@ -133,7 +126,20 @@ class Activation:
                 notes = tuple(remove_fixes(patch))
                 self._records[patch.id] = Record(State.DISABLED, "undone by nrl_patches.undo", notes)
             self._changed()
-        return Undone(self, tuple(patch.id for patch in patches))
+        return Undone(self.apply, tuple(patch.id for patch in patches))
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Do without the patches that are off in the process that started this one.
+
+        Args:
+            reasons: Why they are off there, by id; ids that this version does not know are none of its business.
+        """
+        for patch_id, reason in reasons.items():
+            if patch_id in self.registry.patches and self._records[patch_id].state is not State.DISABLED:
+                self.undo(patch_id)
+                where = ", in the parent process"
+                self._records[patch_id].reason = f"{reason.removesuffix(where)}{where}"
+        self._changed()
 
     def apply(self, *ids: str) -> None:
         """Apply patches that were undone, now or as soon as their targets are imported.
@@ -219,7 +225,7 @@ class Activation:
             decision = patch.affected.decide(find_installed)
             if decision.answer in _UNAFFECTED and patch.id not in self.settings.forced:
                 return replace(status, state=_UNAFFECTED[decision.answer], reason=decision.reason)
-            return replace(status, reason=f"{decision.reason}; {_awaited(patch, record)}")
+            return replace(status, reason=f"{decision.reason}; {record.awaits(patch)}")
         for fix in patch.fixes if record.state is State.APPLIED else ():
             slot = slot_of(patch.id, fix)
             if slot is not None and slot.intruder is not None:
@@ -289,8 +295,7 @@ class Activation:
 @functools.cache
 def default_activation() -> Activation:
     """Return the one activation of this copy of the package: all its patches, the process's own environment."""
-    told = parent()
-    return Activation(registries.load(), os.environ, told.disabled if told else None)
+    return Activation(registries.load(), os.environ)
 
 
 @dataclass(frozen=True)
@@ -303,36 +308,6 @@ class _Callback:
 
     def __call__(self, module: ModuleType) -> None:
         self.activation.on_executed(self.patch, self.name, module)
-
-
-@final
-@dataclass(frozen=True)
-class Undone:
-    """Patches that were undone, as a context manager that applies them again when it is left."""
-
-    activation: Activation
-    ids: tuple[str, ...]
-
-    def __enter__(self) -> Undone:
-        """Do nothing: the patches are undone already."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Apply the patches again."""
-        if self.ids:
-            self.activation.apply(*self.ids)
-
-
-def _awaited(patch: Patch, record: Record) -> str:
-    modules = sorted({fix.module for fix in patch.fixes if fix.target not in record.done})
-    return f"waits for the import of {', '.join(modules)}"
-
-
-def _in_parent(reason: str) -> str:
-    note = ", in the parent process"
-    return f"{reason.removesuffix(note)}{note}"
 
 
 def _why(decision: Decision, *, forced: bool) -> str:

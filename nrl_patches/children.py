@@ -13,7 +13,6 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -21,7 +20,7 @@ from nrl_patches.errors import explain_problem
 from nrl_patches.hooks import call_when_executed, withdraw
 from nrl_patches.modules import process_module
 
-__all__ = ["Parent", "activation_path", "cover_children", "parent", "uncover_children"]
+__all__ = ["activation_path", "cover_children", "parent_version", "uncover_children"]
 
 _KEY = "nrl_patches"
 _MARK = "_nrl_patches_original"
@@ -35,9 +34,11 @@ for name, value in environ.items():
         os.environ[name] = value
 shared = vars(sys.modules.setdefault("_nrl_patches_process", types.ModuleType("_nrl_patches_process")))
 shared.setdefault("path", "multiprocessing")
-shared.setdefault("parent", parent)
+shared.setdefault("parent version", version)
 try:
     import nrl_patches
+    if hasattr(nrl_patches._activation, "leave_out"):
+        nrl_patches._activation.leave_out(disabled)
 except Exception as error:
     if strict:
         raise
@@ -47,7 +48,8 @@ except Exception as error:
 """What a child executes, as text: nothing of this package may be needed to say that this package is missing there.
 
 The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set anew
-because a fork server hands down the one that it was started with.
+because a fork server hands down the one that it was started with, and what is undone in the parent is undone here even
+if that server has imported the package itself. The version found here may be another.
 """
 
 _MISSING = explain_problem(
@@ -58,34 +60,15 @@ _MISSING = explain_problem(
 )
 
 
-@dataclass(frozen=True)
-class Parent:
-    """What a child is told about the process that started it.
-
-    Attributes:
-        version: The version of nrl_patches there.
-        disabled: The reason for each patch that was switched off or undone there.
-    """
-
-    version: str
-    disabled: Mapping[str, str]
-
-
 class _Luggage:
     """Activates the patches wherever it is unpickled.
 
     Args:
-        parent: What to tell there.
-        path: The search path of the child.
-        environ: The variables of ours that this process has; None for those that it has not.
-        strict: Whether a child that cannot import nrl_patches fails.
+        names: The names that the text above uses, with what they stand for.
     """
 
-    def __init__(self, parent: Parent, path: list[str], environ: Mapping[str, str | None], *, strict: bool) -> None:
-        told = {"version": parent.version, "disabled": dict(parent.disabled)}
-        self.names = {
-            "parent": told, "path": path, "environ": dict(environ), "strict": strict, "missing": _MISSING
-        }  # fmt: skip
+    def __init__(self, **names: Any) -> None:
+        self.names = names
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
         """Pickle as a call of ``exec``, which every interpreter has."""
@@ -98,17 +81,19 @@ def activation_path() -> str:
     return path
 
 
-def parent() -> Parent | None:
-    """Return what a multiprocessing child was told about its parent, None in other processes."""
-    told = vars(process_module()).get("parent")
-    return Parent(told["version"], told["disabled"]) if told else None
+def parent_version() -> str | None:
+    """Return the version of nrl_patches in the parent of a multiprocessing child, None in other processes."""
+    return vars(process_module()).get("parent version")
 
 
-def cover_children(describe: Callable[[], Parent], variables: tuple[str, ...], *, strict: bool) -> None:
+def cover_children(
+    version: str, disabled: Callable[[], Mapping[str, str]], variables: tuple[str, ...], *, strict: bool
+) -> None:
     """Let every child that ``multiprocessing`` spawns from now on begin with ``import nrl_patches``. Acts once.
 
     Args:
-        describe: Asked at each start of a child what to tell it.
+        version: That of nrl_patches here.
+        disabled: Asked at each start of a child for the patches that are off here, with the reasons.
         variables: The environment variables that the child must have as this process has them.
         strict: Whether a child that cannot import nrl_patches fails.
     """
@@ -121,8 +106,14 @@ def cover_children(describe: Callable[[], Parent], variables: tuple[str, ...], *
         @functools.wraps(original)
         def get_preparation_data(name: str) -> dict[str, Any]:
             data: dict[str, Any] = original(name)
-            environ = {variable: os.environ.get(variable) for variable in variables}
-            data[_KEY] = _Luggage(describe(), data.get("sys_path", sys.path), environ, strict=strict)
+            data[_KEY] = _Luggage(
+                path=data.get("sys_path", sys.path),
+                environ={variable: os.environ.get(variable) for variable in variables},
+                version=version,
+                disabled=dict(disabled()),
+                strict=strict,
+                missing=_MISSING,
+            )
             return data
 
         setattr(get_preparation_data, _MARK, original)

@@ -9,7 +9,7 @@ from pathlib import PurePath
 from typing import Any
 
 from nrl_patches.activation import Activation
-from nrl_patches.children import Parent, activation_path, cover_children, parent
+from nrl_patches.children import activation_path, cover_children, parent_version
 from nrl_patches.errors import explain_problem
 from nrl_patches.record import ProcessRecord
 from nrl_patches.settings import VARIABLES
@@ -47,14 +47,13 @@ def join(activation: Activation, version: str) -> None:
             }
         )
 
-    def describe() -> Parent:
-        off = {s["id"]: s["reason"] for s in _statuses(activation) if s["state"] == State.DISABLED}
-        return Parent(version, off)
+    def disabled() -> dict[str, str]:
+        return {s["id"]: s["reason"] for s in _statuses(activation) if s["state"] == State.DISABLED}
 
     activation.on_change = publish
     publish()
     variables = (*VARIABLES, *dict.fromkeys(patch.opt_out for patch in activation.registry))
-    cover_children(describe, variables, strict=activation.settings.strict)
+    cover_children(version, disabled, variables, strict=activation.settings.strict)
 
 
 def _statuses(activation: Activation) -> list[dict[str, Any]]:
@@ -66,13 +65,13 @@ def _statuses(activation: Activation) -> list[dict[str, Any]]:
 
 
 def _explain_parent(version: str) -> list[str]:
-    told = parent()
-    if told is None or told.version == version:
+    parent = parent_version()
+    if parent in {None, version}:
         return []
     return [
         explain_problem(
             f"process {os.getpid()}",
-            expected=f"nrl_patches {told.version}, as in the parent process",
+            expected=f"nrl_patches {parent}, as in the parent process",
             found=f"nrl_patches {version} in {PurePath(__file__).parent}",
             next_step="if the package was upgraded while the job runs, restart the job; else `nrl-patches doctor`",
         )

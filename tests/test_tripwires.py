@@ -11,8 +11,8 @@ import textwrap
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
-import copies
 import jsonschema
+import package_copy
 import pytest
 import yaml
 from standins import ROOT
@@ -24,7 +24,7 @@ OFF_BY_ONE = "def count():\n    return 1\n"
 RIGHT = "def count():\n    return 2\n"
 
 
-class Copy(copies.Copy):
+class Copy(package_copy.Copy):
     """A copy of this package, and what its command says."""
 
     def tripwires(self, *args, **environ):
@@ -156,7 +156,7 @@ def test_other_patches_do_not_colour_the_sides(copy):
 
 def test_what_a_probe_prints_is_no_part_of_its_answer(copy):
     copy.upstream()
-    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(copies.COUNTS))
+    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(package_copy.COUNTS))
     assert copy.outcome()[0]["verdict"] == "needed"
 
 

@@ -1,5 +1,5 @@
 import pytest
-from copies import Copy
+from package_copy import Copy
 
 
 @pytest.fixture

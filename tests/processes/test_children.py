@@ -105,6 +105,21 @@ child("forkserver")
     assert (kept["state"], kept["reason"]) == ("disabled", "NRL_DISABLE_COUNT=1, in the parent process")
 
 
+def test_a_fork_server_that_has_imported_the_package_itself(copy):
+    copy.write("preloaded.py", "import nrl_patches, standin.core")
+    main = """
+import nrl_patches
+multiprocessing.set_forkserver_preload(["preloaded"])
+child("forkserver")
+nrl_patches.undo("standin.count")
+child("forkserver")
+"""
+    (before, after), _ = children(copy, main)
+    assert (before["count"], before["state"], before["activated_by"]) == (2, "applied", "import")
+    assert (after["count"], after["state"]) == (1, "disabled")
+    assert after["reason"] == "undone by nrl_patches.undo, in the parent process"
+
+
 def test_the_path_of_the_parent_counts(copy):
     # The child's own path does not have it: it learns of the parent's.
     main = f"import sys\nsys.path.insert(0, {str(copy.folder / 'elsewhere')!r})\nimport nrl_patches\nchild('spawn')"
@@ -180,10 +195,10 @@ def test_replaced_once_and_put_back(copy):
 import multiprocessing.spawn as spawn, importlib
 before = spawn.get_preparation_data
 import nrl_patches
-from nrl_patches.children import Parent, cover_children, uncover_children
+from nrl_patches.children import cover_children, uncover_children
 ours = spawn.get_preparation_data
 assert ours is not before
-cover_children(lambda: Parent("1", {}), (), strict=False)
+cover_children("1", dict, (), strict=False)
 importlib.reload(nrl_patches)
 assert spawn.get_preparation_data is ours
 uncover_children()

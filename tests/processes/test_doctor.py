@@ -7,7 +7,7 @@ import sys
 import venv
 
 import pytest
-from copies import Copy
+from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__

@@ -10,7 +10,7 @@ import venv
 from pathlib import Path
 
 import pytest
-from copies import Copy
+from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__

@@ -8,7 +8,7 @@ import sys
 import textwrap
 
 import pytest
-from copies import Copy
+from package_copy import Copy
 
 from nrl_patches import __version__
 from nrl_patches.record import NAME

@@ -87,5 +87,4 @@ def test_under_strict_an_engine_does_not_start_if_a_patch_drifts_in_a_worker(tmp
     overlay = overlay_with(tmp_path / "overlay", "0.30.0", file, "def load_weights(", "def fill_weights(")
     done = engine("refused", overlay=overlay, NRL_PATCHES_STRICT="1")
     assert results(done)["refused"].startswith("RuntimeError: Engine core initialization failed.")
-    (line,) = {line for line in done.stderr.splitlines() if line.startswith("(Worker") and "DriftedError: " in line}
-    assert f"DriftedError: {PATCH}: expected" in line
+    assert f"DriftedError: {PATCH}: expected " in done.stdout  # vLLM logs there what ended the worker.

@@ -210,6 +210,20 @@ assert not hasattr(spawn.get_preparation_data, "_nrl_patches_original")
     assert done.returncode == 0, done.stderr
 
 
+def test_a_second_copy_of_the_package_replaces_nothing(copy):
+    code = """
+import multiprocessing.spawn as spawn, sys
+import nrl_patches
+ours = spawn.get_preparation_data
+for name in [name for name in sys.modules if name.partition(".")[0] == "nrl_patches"]:
+    del sys.modules[name]
+import nrl_patches
+assert spawn.get_preparation_data is ours
+"""
+    done = copy.python("-c", code)
+    assert done.returncode == 0, done.stderr
+
+
 def test_another_tool_on_the_same_function(copy):
     main = """
 import multiprocessing.spawn as spawn

@@ -102,6 +102,14 @@ def test_a_shorter_record_leaves_nothing_of_a_longer_one(copy):
         assert state(process.pid) == "disabled"
 
 
+@pytest.mark.parametrize("text", ['{"change": 2, "pid": 1, "statuses": [], "complete": 1}', '{"change": 2, "pi'])
+def test_the_middle_of_a_change_is_not_told(copy, text):
+    code = f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})"
+    with job(copy, code) as process:
+        line(process)
+        assert look_into(process.pid).records == ()
+
+
 FORK = """
     import nrl_patches
     reading, writing = os.pipe()
@@ -125,6 +133,13 @@ def test_a_forked_child_has_its_own(copy):
         done = asked(copy, "--children", "--pid", process.pid)
         assert done.stdout.count("activated by import") == 2
         assert asked(copy, "--pid", process.pid).stdout.count("activated by") == 1
+
+
+def test_what_the_parent_does_after_a_fork_is_not_told_of_the_child(copy):
+    code = FORK.replace("import standin.core", "").replace("print(pid", "import standin.core\n    print(pid")
+    with job(copy, code) as process:
+        child = int(line(process))
+        assert (state(process.pid), state(child)) == ("applied", "pending")
 
 
 def test_a_fork_that_python_does_not_notice(copy):

@@ -60,11 +60,12 @@ class Engine:
 
 
 @contextmanager
-def job(cluster, base=None, *, helped=True, **environ):
+def job(cluster, base=None, *, helped=True, hook=None, **environ):
     """Be the driver of one job, under these environment variables."""
     os.environ |= environ
     try:
         env = runtime_env(base) if helped else base
+        env = env | {"worker_process_setup_hook": hook} if hook else env
     finally:
         for name in environ:
             del os.environ[name]
@@ -76,7 +77,7 @@ def job(cluster, base=None, *, helped=True, **environ):
 
 
 def get(reference):
-    return ray.get(reference, timeout=150)
+    return ray.get(reference, timeout=300)
 
 
 def tasks(cluster):
@@ -91,6 +92,8 @@ def tasks(cluster):
         found["off by the driver"] = get(look.remote())
     with job(cluster, {"env_vars": {"NRL_PATCHES_DISABLE": "nemo_automodel.*"}}, NRL_PATCHES_DISABLE=PATCH):
         found["base wins"] = get(look.remote())
+    with job(cluster, hook="processes.ray.own_hook.hook", NRL_PATCHES_DISABLE=PATCH):
+        found["own hook"] = get(look.remote())
     with job(cluster, helped=False):
         found["without the helper"] = get(look.remote())
     return found

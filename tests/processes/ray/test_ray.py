@@ -30,6 +30,8 @@ def test_tasks_and_actors_are_patched_as_the_driver_says():
     assert seen["off by the task"]["present"] is True
     assert ": disabled (named in NRL_PATCHES_DISABLE)" in seen["off by the driver"]["status"]
     assert ": pending (" in seen["base wins"]["status"]
+    assert ": disabled (named in NRL_PATCHES_DISABLE)" in seen["own hook"]["status"]
+    assert seen["own hook"]["mine"] == "by my hook"
     assert seen["without the helper"]["status"] == "nrl_patches is not imported"
 
 

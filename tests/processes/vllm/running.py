@@ -8,6 +8,9 @@ HERE = ROOT / "tests" / "processes" / "vllm"
 BROKEN = HERE / "broken"
 UNCOVERED = HERE / "uncovered"
 
+_SECONDS = 400
+"""A start takes 20 s on an idle machine, and several times that between other tests."""
+
 _SMALL = {
     "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # Functions are sent to workers.
     "VLLM_CPU_KVCACHE_SPACE": "1",
@@ -17,8 +20,10 @@ _SMALL = {
 
 def start(script, *args, overlay=None, **environ):
     """Run a script on vLLM's CPU build; nothing of it outlives the call."""
-    arguments = (240, script, *args)
-    return run("0.30.0", HERE / "supervised.py", *arguments, overlay=overlay, timeout=300, **_SMALL, **environ)
+    arguments = (_SECONDS, script, *args)
+    return run(
+        "0.30.0", HERE / "supervised.py", *arguments, overlay=overlay, timeout=_SECONDS + 30, **_SMALL, **environ
+    )
 
 
 def check_patched(process, path):

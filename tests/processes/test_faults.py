@@ -143,15 +143,18 @@ for child in children:
     assert done.stderr == ""
 
 
+UNSHARE = ("unshare", "--map-root-user", "--mount")
+
+
 def _can_mount():
-    asked = ["unshare", "--mount", "mount", "-o", "remount,bind,ro", "/"]
+    asked = [*UNSHARE, "mount", "-o", "remount,bind,ro", "/"]
     return bool(shutil.which("unshare")) and not subprocess.run(asked, capture_output=True, check=False).returncode
 
 
 READ_ONLY = 'for mount in / /tmp /dev/shm; do mount -o remount,bind,ro "$mount" 2>/dev/null; done; exec "$@"'
 
 
-@pytest.mark.skipif(not _can_mount(), reason="mounting needs the privileges of root")
+@pytest.mark.skipif(not _can_mount(), reason="this system lets nobody mount in a namespace of its own")
 def test_a_read_only_file_system(audited):
     main = """
 for place in (".", "/tmp", "/dev/shm"):
@@ -160,7 +163,7 @@ for place in (".", "/tmp", "/dev/shm"):
     environ = {"PYTHONDONTWRITEBYTECODE": ""}  # Python itself would then write beside the sources.
     script = audited.folder / "sitecustomize.py"
     script.unlink()  # It would tell of Python's own attempts.
-    (told,), done = job(audited, main, before=["unshare", "--mount", "sh", "-c", READ_ONLY, "-"], **environ)
+    (told,), done = job(audited, main, before=[*UNSHARE, "sh", "-c", READ_ONLY, "-"], **environ)
     assert told["count"] == 2
     assert done.stderr == ""
 

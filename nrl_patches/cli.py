@@ -15,6 +15,9 @@ import nrl_patches
 from nrl_patches.activation import default_activation
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import find_installed
+from nrl_patches.matrix.command import matrix
+from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.judgement import judge
 from nrl_patches.reports import FORMATS, failing
 from nrl_patches.status import State
 from nrl_patches.tripwires import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
@@ -60,6 +63,7 @@ def explain(patch_id: str) -> None:
     patch = _patch(patch_id)
     rows = {
         "affected": str(patch.affected),
+        "measured": judge(patch, Evidence.read(COMMITTED)).seen,
         "here": patch.affected.decide(find_installed).reason,
         "status": str(nrl_patches.status()[patch.id].state),
         "targets": "\n            ".join(fix.target for fix in patch.fixes),
@@ -146,6 +150,9 @@ def tripwires(
             click.echo(str(broken), err=True)
         sys.exit(1)
     sys.exit(int(bool(failing(found, verdicts))))
+
+
+main.add_command(matrix)
 
 
 def _run(patches: Sequence[Patch], timeout: float) -> list[Tripwire]:

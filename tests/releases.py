@@ -13,6 +13,7 @@ from nrl_patches.matrix.environments import build, variables
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
 ENVIRONMENTS = (
+    "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",  # the oldest with the attention that the Gemma 3n patch was written for
     "transformers==4.57.6",
     "transformers==5.0.0",

@@ -179,8 +179,9 @@ def declared_requirement(environment: str, dependency: str, folder: Path) -> Req
     Raises:
         BuildProblem: The release cannot be installed.
     """
-    (info,) = build(environment, folder)[0].glob("*.dist-info")
-    for text in importlib.metadata.Distribution.at(info).requires or ():
+    name = next(iter(parse_environment(environment)))
+    (found,) = importlib.metadata.distributions(name=name, path=[str(build(environment, folder)[0])])
+    for text in found.requires or ():
         requirement = Requirement(text)
         wanted = requirement.marker is None or requirement.marker.evaluate({"extra": ""})
         if canonicalize_name(requirement.name) == dependency and wanted:

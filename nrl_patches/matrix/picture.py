@@ -157,8 +157,8 @@ def to_svg(figure: Figure) -> bytes:
     """Return a figure as an SVG file: the same bytes for the same figure, and nothing that refers to elsewhere."""
     from nrl_patches.matrix.canvas import saved  # noqa: PLC0415 - an extra
 
-    # Matplotlib's document type and metadata name addresses.
-    svg = saved(figure, "svg", Date=None, Creator=None, Type=None, Format=None, Title="nrl-patches matrix")
+    # Matplotlib's document type and metadata hold addresses and the date.
+    svg = saved(figure, "svg", Title="nrl-patches matrix")
     svg = re.sub(rb"<!DOCTYPE.*?>\s*|<metadata>.*?</metadata>\s*", b"", svg, flags=re.DOTALL)
     return re.sub(rb"\n\s*", b"\n", svg)
 
@@ -169,6 +169,7 @@ def to_png(figure: Figure) -> bytes:
 
     from nrl_patches.matrix.canvas import saved  # noqa: PLC0415 - an extra
 
+    # A palette makes the file three times smaller, and the picture has few colours anyway.
     drawn = Image.open(io.BytesIO(saved(figure, "png"))).convert("RGB")
     file = io.BytesIO()
     drawn.quantize(64, dither=Image.Dither.NONE).save(file, "png", optimize=True)
@@ -203,8 +204,9 @@ def _draw_panel(canvas: Canvas, panel: Panel, y: float) -> float:
         shown = columns[len(columns) * line // lines : len(columns) * (line + 1) // lines]
         y = _draw_line(canvas, panel, shown, y)
     for label, note in panel.column_notes.items():
-        canvas.write(_LEFT, y + 4, f"* {label}: {note}", size=8.5)
-        y += 12
+        for text in textwrap.wrap(f"* {label}: {note}", 120):
+            canvas.write(_LEFT, y + 4, text, size=8.5)
+            y += 12
     return y + 6
 
 
@@ -218,8 +220,7 @@ def _draw_line(canvas: Canvas, panel: Panel, shown: range, y: float) -> float:
             canvas.cells(same, top, style, gid=f"{css_name(verdict)}-{patch}-{shown.start}")
         for good, changes in enumerate((panel.first_bad, panel.first_good)):
             changed = [left for at, left in lefts.items() if panel.columns[at] in changes.get(patch, ())]
-            gid = f"{_GOOD[good]}-{patch}-{shown.start}"
-            canvas.marks(changed, top - 5, good=bool(good), gid=gid)
+            canvas.marks(changed, top - 5, good=bool(good), gid=f"{_GOOD[good]}-{patch}-{shown.start}")
         for first, last in declared_runs(cells):
             inside = [at for at in shown if first <= at <= last]
             if inside:

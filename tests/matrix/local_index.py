@@ -40,12 +40,12 @@ class Index:
         self.attributes[file] = "" if yanked is None else f' data-yanked="{yanked}"'
 
     def page(self, project):
-        links = (
+        links = [
             f'<a href="/files/{file}#sha256={hashlib.sha256(content).hexdigest()}"{self.attributes[file]}>{file}</a>'
             for file, content in self.files.items()
             if file.startswith(f"{project}-")
-        )
-        return f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode()
+        ]
+        return f"<!DOCTYPE html><html><body>{''.join(links)}</body></html>".encode() if links else None
 
 
 @contextlib.contextmanager

@@ -13,9 +13,9 @@ from nrl_patches.matrix.environments import build, variables
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
 ENVIRONMENTS = (
+    "transformers==4.53.0",  # the first with Gemma 3n
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
-    "transformers==4.56.0",  # the oldest with the attention that the Gemma 3n patch was written for
-    "transformers==4.57.6",
+    "transformers==4.56.0",
     "transformers==5.0.0",
     "transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
     "transformers==5.5.0",  # the first with Gemma 4
@@ -23,21 +23,25 @@ ENVIRONMENTS = (
     "transformers==5.5.2",  # the first in which Gemma 4 shares without a cache
     "transformers==5.5.4",
     "transformers==5.6.0",  # the first in which Gemma 3n shares without a cache, and with that rule
-    "transformers==5.7.0",
     "transformers==5.8.1",
     "transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
+    "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
     "transformers==5.23.0",
+    "nemo-automodel==0.3.0 & transformers==5.9.0",
     "nemo-automodel==0.4.0 & transformers==5.5.0",  # its pin
     "nemo-automodel==0.5.0 & transformers==5.8.1",  # its pin; heeds the dtype that was asked for
     "nemo-automodel==0.6.0 & transformers==5.12.1",  # its pin
     "nemo-automodel==0.6.0 & transformers==5.23.0",
     "nemo-automodel==0.7.0 & transformers==5.18.0",  # its pin; asks for the rules by class
+    "vllm==0.6.5",
+    "vllm==0.9.0.1",
+    "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
+    "vllm==0.10.2",
+    "vllm==0.11.0",  # the first whose RADIO skips LayerScale
+    "vllm==0.33.0",
 )
-"""Those of the default test run: both ends of every declared range, and their neighbours.
-
-An environment is one or more releases, joined by `` & ``.
-"""
+"""Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""
 
 
 def run_on(environment, script, *args, timeout=600, **environ):

@@ -16,6 +16,8 @@ from nrl_patches.matrix.index import Release
 
 __all__ = ["COMPANIONS", "MARGIN", "Selection", "Task", "axis", "plan"]
 
+_FUTURE = Version("9999")
+
 MARGIN = 2
 """How many releases before and after the declared ones are measured too."""
 
@@ -105,8 +107,10 @@ def _environments(
     available = [r.version for r in releases[companion] if not r.remark]
     beside = _edges(companion, patches, available)
     required = pin(distribution, str(version), companion)
-    pinned = list(required.specifier.filter(available)) if required is not None else available
-    chosen = dict.fromkeys([*pinned[-1:], *beside])
+    allowed = list(required.specifier.filter(available)) if required is not None else []
+    # The newest that it allows; where it names no end, the oldest, which it was written for.
+    endless = required is not None and required.specifier.contains(_FUTURE)
+    chosen = dict.fromkeys([*(allowed[:1] if endless else allowed[-1:]), *beside])
     return [name_environment({distribution: version, companion: other}) for other in chosen]
 
 

@@ -58,16 +58,22 @@ def test_a_specifier_takes_the_place_of_the_window():
 
 
 INDEX = {
-    "nemo-automodel": releases("0.5.0", "0.6.0", "0.7.0"),
+    "nemo-automodel": releases("0.4.0", "0.5.0", "0.6.0", "0.7.0"),
     "transformers": releases("5.7.0", "5.8.0", "5.9.0", "5.10.0 yanked: oh", "5.10.1", "5.11.0", "5.12.0"),
 }
-PINS = {"0.5.0": "transformers==5.7.0", "0.6.0": "transformers>=5.9,<5.11", "0.7.0": "transformers==9"}
+PINS = {
+    "0.4.0": "transformers>=5.7",
+    "0.5.0": "transformers==5.7.0",
+    "0.6.0": "transformers>=5.9,<5.11",
+    "0.7.0": "transformers==9",
+}
 
 
 @pytest.mark.parametrize(
     ("version", "beside"),
     [
         # Its pin, then both sides of both ends of the declared range, and the newest.
+        ("0.4.0", ["5.7.0", "5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),
         ("0.5.0", ["5.7.0", "5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),
         ("0.6.0", ["5.10.1", "5.8.0", "5.9.0", "5.11.0", "5.12.0"]),
         ("0.7.0", ["5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),

@@ -5,6 +5,7 @@ the installed release has the defect. README.md tells how to ask what was applie
 """
 
 from nrl_patches.activation import default_activation
+from nrl_patches.children import activation_path
 from nrl_patches.declaration import Observation, Patch
 from nrl_patches.errors import (
     DeclarationError,
@@ -15,6 +16,7 @@ from nrl_patches.errors import (
     SettingsError,
     UndoError,
 )
+from nrl_patches.process import join
 from nrl_patches.status import State, Status
 from nrl_patches.targets import objection_unless
 
@@ -31,6 +33,7 @@ __all__ = [
     "Status",
     "UndoError",
     "__version__",
+    "activated_by",
     "apply",
     "objection_unless",
     "status",
@@ -39,8 +42,13 @@ __all__ = [
 
 __version__ = "0.1.0"
 
+activated_by = activation_path()
+"""How the patches came into this process, or into the one it was forked from: ``import``, ``plugin`` (of vLLM),
+``ray``, ``startup`` (``nrl-patches run``) or ``multiprocessing``."""
+
 _activation = default_activation()
 apply = _activation.apply
 status = _activation.status
 undo = _activation.undo
 _activation.start()
+join(_activation, __version__)

@@ -7,10 +7,9 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from types import ModuleType, TracebackType
-from typing import final
+from types import ModuleType
 
 from nrl_patches import registry as registries
 from nrl_patches.affected import Answer, Decision
@@ -24,8 +23,9 @@ from nrl_patches.replacement import PROCESS_LOCK, check_removable, slot_of
 from nrl_patches.settings import Settings
 from nrl_patches.status import Record, State, Status
 from nrl_patches.targets import MismatchError
+from nrl_patches.undone import Undone
 
-__all__ = ["Activation", "Undone", "default_activation"]
+__all__ = ["Activation", "default_activation"]
 
 logger = logging.getLogger("nrl_patches")
 
@@ -38,10 +38,14 @@ class Activation:
     Args:
         registry: The patches.
         environ: The environment variables; read once, by :meth:`start`.
+
+    Attributes:
+        on_change: Called after statuses have changed.
     """
 
     def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
         self.registry = registry
+        self.on_change: Callable[[], None] = lambda: None
         self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
         self._environ = environ
         self._records = {patch.id: Record() for patch in registry}
@@ -89,6 +93,12 @@ class Activation:
             statuses[broken.id] = Status(broken.id, State.FAILED, str(broken), (), trace)
         return dict(sorted(statuses.items()))
 
+    def remembered(self) -> Iterator[tuple[str, State, str, tuple[str, ...]]]:
+        """Yield id, state, reason and notes of every patch as of its last change; cheaper than :meth:`status`."""
+        for patch in self.registry:
+            record = self._records[patch.id]
+            yield patch.id, record.state, record.reason or record.awaits(patch), record.notes
+
     def undo(self, *ids: str) -> Undone:
         """Put back exactly what was there before the patches were applied.
 
@@ -115,7 +125,21 @@ class Activation:
                 self._unhook(patch)
                 notes = tuple(remove_fixes(patch))
                 self._records[patch.id] = Record(State.DISABLED, "undone by nrl_patches.undo", notes)
-        return Undone(self, tuple(patch.id for patch in patches))
+            self._changed()
+        return Undone(self.apply, tuple(patch.id for patch in patches))
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Do without the patches that are off in the process that started this one.
+
+        Args:
+            reasons: Why they are off there, by id; ids that this version does not know are none of its business.
+        """
+        for patch_id, reason in reasons.items():
+            if patch_id in self.registry.patches and self._records[patch_id].state is not State.DISABLED:
+                self.undo(patch_id)
+                where = ", in the parent process"
+                self._records[patch_id].reason = f"{reason.removesuffix(where)}{where}"
+        self._changed()
 
     def apply(self, *ids: str) -> None:
         """Apply patches that were undone, now or as soon as their targets are imported.
@@ -128,9 +152,16 @@ class Activation:
             if self._records[patch_id].state is State.DISABLED and patch_id not in self.settings.disabled:
                 self._records[patch_id] = Record()
                 self._hook(patch)
+        self._changed()
 
     def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
         """Apply the fixes of a patch that belong to the module which has just been executed."""
+        try:
+            self._decide(patch, name, module)
+        finally:
+            self._changed()
+
+    def _decide(self, patch: Patch, name: str, module: ModuleType) -> None:
         fixes = [fix for fix in patch.fixes if fix.module == name]
         forced = patch.id in self.settings.forced
         try:
@@ -194,8 +225,7 @@ class Activation:
             decision = patch.affected.decide(find_installed)
             if decision.answer in _UNAFFECTED and patch.id not in self.settings.forced:
                 return replace(status, state=_UNAFFECTED[decision.answer], reason=decision.reason)
-            waits = ", ".join(sorted({fix.module for fix in patch.fixes if fix.target not in record.done}))
-            return replace(status, reason=f"{decision.reason}; waits for the import of {waits}")
+            return replace(status, reason=f"{decision.reason}; {record.awaits(patch)}")
         for fix in patch.fixes if record.state is State.APPLIED else ():
             slot = slot_of(patch.id, fix)
             if slot is not None and slot.intruder is not None:
@@ -237,6 +267,10 @@ class Activation:
         if not told:
             logger.log(logging.ERROR if patch.required else logging.WARNING, "%s: %s", state, error)
 
+    def _changed(self) -> None:
+        with PROCESS_LOCK:
+            self.on_change()
+
     def _set(self, patch: Patch, state: State, reason: str) -> None:
         record = self._records[patch.id]
         record.state, record.reason = state, reason
@@ -274,26 +308,6 @@ class _Callback:
 
     def __call__(self, module: ModuleType) -> None:
         self.activation.on_executed(self.patch, self.name, module)
-
-
-@final
-@dataclass(frozen=True)
-class Undone:
-    """Patches that were undone, as a context manager that applies them again when it is left."""
-
-    activation: Activation
-    ids: tuple[str, ...]
-
-    def __enter__(self) -> Undone:
-        """Do nothing: the patches are undone already."""
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Apply the patches again."""
-        if self.ids:
-            self.activation.apply(*self.ids)
 
 
 def _why(decision: Decision, *, forced: bool) -> str:

@@ -13,12 +13,15 @@ import click
 
 import nrl_patches
 from nrl_patches.activation import default_activation
+from nrl_patches.cli_doctor import doctor
+from nrl_patches.cli_run import run
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import find_installed
 from nrl_patches.matrix.command import matrix
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.judgement import judge
 from nrl_patches.reports import FORMATS, failing
+from nrl_patches.running import descendants, is_in_trouble, look_into
 from nrl_patches.status import State
 from nrl_patches.tripwires import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
 
@@ -33,6 +36,10 @@ def main() -> None:
     """Tell which workarounds this environment needs, and what becomes of them."""
 
 
+main.add_command(doctor)
+main.add_command(run)
+
+
 @main.command("list")
 def list_patches() -> None:
     """Print the id and the defect of every patch."""
@@ -42,18 +49,41 @@ def list_patches() -> None:
 
 @main.command()
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
-def status(*, as_json: bool) -> None:
+@click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process; may be given several times.")
+@click.option("--children", is_flag=True, help="With --pid: ask all processes that it has started as well.")
+def status(*, as_json: bool, pids: tuple[int, ...], children: bool) -> None:
     """Print what becomes of every patch here: by the installed versions, before anything is imported.
 
-    Exits with 1 if a patch has drifted or failed.
+    With --pid print what has become of them in running processes instead.
+
+    Exits with 1 if a patch has drifted or failed, or if a process named by --pid cannot tell.
     """
+    if children and not pids:
+        raise click.UsageError("--children needs --pid")
+    if pids:
+        sys.exit(_status_of(pids, children=children, as_json=as_json))
     statuses = nrl_patches.status().values()
     if as_json:
-        click.echo(json.dumps([dataclasses.asdict(s) for s in statuses], indent=2))
+        found = [dataclasses.asdict(s) | {"activated_by": nrl_patches.activated_by} for s in statuses]
+        click.echo(json.dumps(found, indent=2))
     for s in () if as_json else statuses:
         click.echo(f"{s.state:<14}{s.id}\n{'':14}{'; '.join((s.reason, *s.notes))}")
+    if not as_json:
+        click.echo(f"activated by {nrl_patches.activated_by}")
     if any(s.state in _PROBLEMS for s in statuses):
         sys.exit(1)
+
+
+def _status_of(pids: tuple[int, ...], *, children: bool, as_json: bool) -> int:
+    everyone = [*pids, *(child for pid in pids if children for child in descendants(pid))]
+    found = [look_into(pid) for pid in dict.fromkeys(everyone)]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(process) for process in found], indent=2))
+    else:
+        click.echo("\n".join(map(str, found)))
+    # A helper among the children may well do without; a process that was named should not.
+    untold = any(process.problem for process in found if process.pid in pids)
+    return int(untold or any(is_in_trouble(process) for process in found))
 
 
 @main.command()

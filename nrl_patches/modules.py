@@ -11,7 +11,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
-__all__ = ["is_executing", "is_lazy", "loaded_modules", "namespace"]
+__all__ = ["is_executing", "is_lazy", "loaded_modules", "namespace", "process_module"]
 
 
 def namespace(module: ModuleType) -> dict[str, Any]:
@@ -36,3 +36,8 @@ def is_executing(name: str) -> bool:
 def loaded_modules() -> list[ModuleType]:
     """Return the modules in ``sys.modules`` that are modules."""
     return [module for module in tuple(sys.modules.values()) if isinstance(module, ModuleType)]
+
+
+def process_module() -> ModuleType:
+    """Return the one place that two copies of this package in a process share: a module that no file has."""
+    return sys.modules.setdefault("_nrl_patches_process", ModuleType("_nrl_patches_process"))

@@ -25,7 +25,7 @@ import wrapt
 from nrl_patches.declaration import Build, Fix
 from nrl_patches.errors import UndoError, explain_problem
 from nrl_patches.holders import Holders, find_holders
-from nrl_patches.modules import is_executing
+from nrl_patches.modules import is_executing, process_module
 from nrl_patches.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
 
 __all__ = [
@@ -41,9 +41,7 @@ __all__ = [
 
 
 def _process_lock() -> Any:
-    # In sys.modules, the one place that two copies of this package share.
-    shared = sys.modules.setdefault("_nrl_patches_process", ModuleType("_nrl_patches_process"))
-    return shared.__dict__.setdefault("lock", threading.RLock())
+    return vars(process_module()).setdefault("lock", threading.RLock())
 
 
 PROCESS_LOCK = _process_lock()

@@ -35,12 +35,14 @@ class Settings:
         disabled: For each patch that is not to be applied, the sentence that says who asked for that.
         forced: The ids of the patches to apply outside their declared releases.
         problems: What could not be understood or contradicts itself; strict mode raises it, otherwise it is logged.
+        enabled: Whether anything may be done at all.
     """
 
     strict: bool
     disabled: Mapping[str, str]
     forced: frozenset[str]
     problems: tuple[str, ...]
+    enabled: bool = True
 
     @classmethod
     def read(cls, environ: Mapping[str, str], registry: Registry) -> Settings:
@@ -75,7 +77,7 @@ class Settings:
             ]
             problems += [str(broken) for broken in registry.broken if broken.id not in excluded]
         # Patches for one defect may share an opt-out; what is wrong with it is said once.
-        return cls(strict, disabled, forced - disabled.keys(), tuple(dict.fromkeys(problems)))
+        return cls(strict, disabled, forced - disabled.keys(), tuple(dict.fromkeys(problems)), enabled)
 
 
 class _Reader:

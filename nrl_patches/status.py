@@ -5,6 +5,8 @@ from __future__ import annotations
 import enum
 from dataclasses import dataclass, field
 
+from nrl_patches.declaration import Patch
+
 __all__ = ["Record", "State", "Status"]
 
 
@@ -54,3 +56,8 @@ class Record:
     notes: tuple[str, ...] = ()
     traceback: str = ""
     done: set[str] = field(default_factory=set)
+
+    def awaits(self, patch: Patch) -> str:
+        """Return what a pending patch waits for, as a phrase."""
+        modules = sorted({fix.module for fix in patch.fixes if fix.target not in self.done})
+        return f"waits for the import of {', '.join(modules)}"

@@ -1,6 +1,5 @@
-"""A copy of this package with stand-in patches in it, beside a stand-in distribution, for the real command."""
+"""A copy of this package with stand-in patches in it, for tests of what whole processes do."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -19,21 +18,25 @@ COUNTS = """
 
 
 class Copy:
-    """A copy of this package with stand-in patches in it, beside a stand-in distribution."""
+    """A copy of this package in a folder, beside a stand-in distribution."""
 
     def __init__(self, folder):
         self.folder = folder
         shutil.copytree(ROOT / "nrl_patches", folder / "nrl_patches", ignore=shutil.ignore_patterns("__pycache__"))
+        # What the wheel has at its top level; the environment's own would be that of its installation.
+        for entry in ("pytest", "startup"):
+            shutil.copy(ROOT / "nrl_patches" / f"{entry}_entry.py", folder / f"nrl_patches_{entry}.py")
         self.patches = folder / "nrl_patches" / "patches"
-        shutil.rmtree(self.patches / "transformers")
-        for other in ("nemo_automodel", "vllm"):
-            shutil.rmtree(self.patches / other, ignore_errors=True)
+        for distribution in self.patches.iterdir():
+            if distribution.is_dir():
+                shutil.rmtree(distribution)
         self.write("nrl_patches/patches/standin/__init__.py", "")
 
     def write(self, path, text):
         file = self.folder / path
         file.parent.mkdir(parents=True, exist_ok=True)
         file.write_text(text)
+        return file
 
     def upstream(self, version="1.0", core=OFF_BY_ONE):
         self.write("standin/__init__.py", "")
@@ -57,21 +60,22 @@ class Copy:
         )
         self.write(f"nrl_patches/patches/standin/{name}.py", text)
 
+    def environ(self, **environ):
+        inherited = {name: value for name, value in os.environ.items() if not name.startswith("NRL_")}
+        return inherited | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"} | environ
+
     def run(self, *args, **environ):
-        env = os.environ | {"PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"} | environ
-        command = [sys.executable, "-m", *args]
+        """Run a module of the copy, by ``-m``."""
+        return self.python("-m", *args, **environ)
+
+    def python(self, *args, python=sys.executable, **environ):
+        """Run an interpreter that sees the copy."""
         return subprocess.run(
-            command, env=env, cwd=self.folder, capture_output=True, text=True, timeout=120, check=False
+            [python, *map(str, args)],
+            env=self.environ(**environ),
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            timeout=120,
+            check=False,
         )
-
-    def tripwires(self, *args, **environ):
-        return self.run("nrl_patches", "tripwires", *args, **environ)
-
-    def outcome(self, *args, **environ):
-        """Return the only tripwire and the exit code."""
-        done = self.tripwires("--format", "json", *args, **environ)
-        assert done.stdout, done.stderr
-        report = json.loads(done.stdout)
-        (tripwire,) = report["tripwires"]
-        assert report["passed"] == (done.returncode == 0)
-        return tripwire, done.returncode

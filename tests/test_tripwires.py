@@ -5,7 +5,6 @@ import json
 import os
 import pty
 import re
-import shutil
 import subprocess
 import sys
 import textwrap
@@ -13,13 +12,30 @@ from pathlib import Path
 from xml.etree import ElementTree as ET
 
 import jsonschema
+import package_copy
 import pytest
 import yaml
-from package_copy import COUNTS, OFF_BY_ONE, RIGHT, Copy
+from package_copy import OFF_BY_ONE, RIGHT
 from standins import ROOT
 
 from nrl_patches.registry import load
 from nrl_patches.tripwires import PASSING, Verdict
+
+
+class Copy(package_copy.Copy):
+    """A copy of this package, and what its command says."""
+
+    def tripwires(self, *args, **environ):
+        return self.run("nrl_patches", "tripwires", *args, **environ)
+
+    def outcome(self, *args, **environ):
+        """Return the only tripwire and the exit code."""
+        done = self.tripwires("--format", "json", *args, **environ)
+        assert done.stdout, done.stderr
+        report = json.loads(done.stdout)
+        (tripwire,) = report["tripwires"]
+        assert report["passed"] == (done.returncode == 0)
+        return tripwire, done.returncode
 
 
 @pytest.fixture
@@ -138,7 +154,7 @@ def test_other_patches_do_not_colour_the_sides(copy):
 
 def test_what_a_probe_prints_is_no_part_of_its_answer(copy):
     copy.upstream()
-    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(COUNTS))
+    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(package_copy.COUNTS))
     assert copy.outcome()[0]["verdict"] == "needed"
 
 
@@ -258,8 +274,6 @@ class TestPlugin:
     def pytest(self, copy, *args, **environ):
         copy.write("empty/conftest.py", "")
         plugin = ("-p", "nrl_patches_pytest") if not _is_installed() else ()
-        if plugin:
-            shutil.copy(ROOT / "nrl_patches" / "pytest_entry.py", copy.folder / "nrl_patches_pytest.py")
         return copy.run("pytest", *plugin, "-p", "no:cacheprovider", "-c", os.devnull, "empty", *args, **environ)
 
     def test_inert_unless_asked(self, copy):

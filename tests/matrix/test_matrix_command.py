@@ -1,7 +1,6 @@
 """``nrl-patches matrix`` as a user runs it, on an index of our own with good, bad and broken releases."""
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -37,17 +36,15 @@ class Bench(Copy):
     def declare(self, affected, **fields):
         self.patch(probe=PROBE.format(log=str(self.log)), affected=affected, **fields)
 
-    @property
-    def environ(self):
-        settings = {"UV_DEFAULT_INDEX": self.address, "UV_CACHE_DIR": "", "PYTHONPATH": str(self.folder)}
-        return os.environ | settings | {"PYTHONDONTWRITEBYTECODE": "1"}
+    def settings(self):
+        return self.environ(UV_DEFAULT_INDEX=self.address, UV_CACHE_DIR="")
 
     def command(self, *args):
         return [sys.executable, "-m", "nrl_patches", "matrix", "--jobs", "2", *args]
 
     def matrix(self, *args):
         return subprocess.run(
-            self.command(*args), env=self.environ, cwd=self.folder, capture_output=True, text=True, check=False
+            self.command(*args), env=self.settings(), cwd=self.folder, capture_output=True, text=True, check=False
         )
 
     def known(self):
@@ -131,7 +128,7 @@ def test_a_changed_range_measures_the_releases_it_is_about_and_a_changed_probe_a
 
 @pytest.mark.parametrize("after", [0, 2])
 def test_killed_at_any_moment_it_resumes_without_redoing_what_was_finished(bench, after):
-    with subprocess.Popen(bench.command(), env=bench.environ, cwd=bench.folder, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(bench.command(), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE) as process:
         for _ in range(1 + after):  # the headline, then a line per release
             process.stderr.readline()
         process.send_signal(signal.SIGKILL)
@@ -246,7 +243,7 @@ def test_two_runs_do_not_share_a_folder_and_clean_gives_it_back(bench):
     bench.matrix("--releases", "==1.2")
     folder = bench.folder / ".nrl-patches-matrix"
     (folder / "mine.txt").write_text("not ours")
-    with subprocess.Popen(bench.command(), env=bench.environ, cwd=bench.folder, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(bench.command(), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE) as process:
         process.stderr.readline()
         done = bench.matrix()
         assert done.returncode == 1

@@ -1,0 +1,101 @@
+"""What the patches cost at the start of a vLLM engine, in one run: their own time over that of the whole start.
+
+    python benchmarks/engine_start.py MODEL [ROUNDS]
+
+Starts of an engine differ by far more than the patches take, so the difference of two starts tells nothing. Instead a
+clock in each process of the engine (front end, EngineCore, worker) measures the import of nrl_patches and the
+application of each patch. MODEL is a folder with a configuration; weights are not read.
+"""
+
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+CLOCK = """
+import multiprocessing, os, pathlib, sys, time
+from importlib.machinery import PathFinder
+
+spent = {"import": 0.0, "later": 0.0}
+
+def timed(name, function):
+    def call(*args):
+        start = time.perf_counter()
+        try:
+            return function(*args)
+        finally:
+            spent[name] += time.perf_counter() - start
+            process = f"{multiprocessing.current_process().name} {os.getpid()}"
+            pathlib.Path(os.environ["CLOCKS"], process).write_text(f"{spent['import']} {spent['later']}")
+    return call
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name != "nrl_patches":
+            return None
+        sys.meta_path.remove(self)
+        spec = PathFinder.find_spec(name, path)
+        execute = timed("import", spec.loader.exec_module)
+        def execute_and_watch(module):
+            execute(module)
+            activation = sys.modules["nrl_patches.activation"].Activation
+            activation.on_executed = timed("later", activation.on_executed)
+        spec.loader.exec_module = execute_and_watch
+        return spec
+
+sys.meta_path.insert(0, Finder())
+"""
+"""Runs as sitecustomize in every process: the children import nrl_patches before any other code of ours could run."""
+
+
+def start(model: str) -> None:
+    """Print the seconds of one start, from the import of vLLM on."""
+    begin = time.perf_counter()
+    from vllm import LLM
+
+    engine = LLM(model, load_format="dummy", dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1)
+    print(time.perf_counter() - begin)
+    engine.llm_engine.engine_core.shutdown()
+
+
+def measure(model: str) -> tuple[float, dict[str, tuple[float, float]]]:
+    """Return the seconds of one start, and of the import and what came later in each process."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder, "sitecustomize.py").write_text(CLOCK, encoding="utf-8")
+        clocks = Path(folder, "clocks")
+        clocks.mkdir()
+        path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
+        done = subprocess.run(
+            [sys.executable, __file__, "--start", model],
+            env=os.environ | {"PYTHONPATH": path, "CLOCKS": str(clocks), "VLLM_LOGGING_LEVEL": "ERROR"},
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        spent = {}
+        for clock in clocks.iterdir():
+            imported, later = clock.read_text(encoding="utf-8").split()
+            spent[clock.name.split()[0]] = float(imported), float(later)
+    return float(done.stdout.splitlines()[-1]), spent
+
+
+def main() -> None:
+    """Print the parts of each round, and the median ratio."""
+    if sys.argv[1] == "--start":
+        start(sys.argv[2])
+        return
+    ratios = []
+    for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 3):  # noqa: PLR2004
+        whole, spent = measure(sys.argv[1])
+        ratios.append(sum(map(sum, spent.values())) / whole)
+        parts = {name: f"{1000 * first:.0f} + {1000 * later:.0f} ms" for name, (first, later) in spent.items()}
+        print(f"start {whole:5.1f} s; import and what came later: {json.dumps(parts)}; ratio {ratios[-1]:.4f}")
+    print(f"own time / engine start  {statistics.median(ratios):.4f}")
+
+
+if __name__ == "__main__":
+    main()

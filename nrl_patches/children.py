@@ -1,0 +1,137 @@
+"""How the patches reach the processes that this one starts through ``multiprocessing``.
+
+A forked child has everything already. A spawned one, or one of the fork server, begins with an interpreter that knows
+nothing of its parent, and learns what it needs from ``multiprocessing.spawn.get_preparation_data``: a dict that the
+parent pickles and the child unpickles before it imports the main module. multiprocessing offers no hook at that moment
+(``set_forkserver_preload`` reaches neither spawned children nor a server that runs already), so one more entry is put
+into that dict, and its unpickling imports nrl_patches. coverage.py reaches its children the same way.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from nrl_patches.errors import explain_problem
+from nrl_patches.hooks import call_when_executed, withdraw
+from nrl_patches.modules import process_module
+
+__all__ = ["activation_path", "cover_children", "parent_version", "uncover_children"]
+
+_KEY = "nrl_patches"
+_MARK = "_nrl_patches_original"
+
+_ARRIVAL = """
+import os, sys, types
+sys.path = list(path)
+for name, value in environ.items():
+    os.environ.pop(name, None)
+    if value is not None:
+        os.environ[name] = value
+shared = vars(sys.modules.setdefault("_nrl_patches_process", types.ModuleType("_nrl_patches_process")))
+shared.setdefault("path", "multiprocessing")
+shared.setdefault("parent version", version)
+try:
+    import nrl_patches
+    if hasattr(nrl_patches._activation, "leave_out"):
+        nrl_patches._activation.leave_out(disabled)
+except Exception as error:
+    if strict:
+        raise
+    import logging
+    logging.getLogger("nrl_patches").error(missing, os.getpid(), sys.executable, type(error).__name__, error)
+"""
+"""What a child executes, as text: nothing of this package may be needed to say that this package is missing there.
+
+The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set anew
+because a fork server hands down the one that it was started with, and what is undone in the parent is undone here even
+if that server has imported the package itself. The version found here may be another.
+"""
+
+_MISSING = explain_problem(
+    "multiprocessing child %d",
+    expected="nrl_patches as in its parent process",
+    found="%s, where importing it raised %s: %s",
+    next_step="install nrl-patches for that interpreter; the child runs without any patch",
+)
+
+
+class _Luggage:
+    """Activates the patches wherever it is unpickled.
+
+    Args:
+        names: The names that the text above uses, with what they stand for.
+    """
+
+    def __init__(self, **names: Any) -> None:
+        self.names = names
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
+        """Pickle as a call of ``exec``, which every interpreter has."""
+        return exec, (_ARRIVAL, self.names)
+
+
+def activation_path() -> str:
+    """Return the word for what brought nrl_patches into this process first; see ``nrl_patches_startup``."""
+    path: str = vars(process_module()).setdefault("path", "import")
+    return path
+
+
+def parent_version() -> str | None:
+    """Return the version of nrl_patches in the parent of a multiprocessing child, None in other processes."""
+    return vars(process_module()).get("parent version")
+
+
+def cover_children(
+    version: str, disabled: Callable[[], Mapping[str, str]], variables: tuple[str, ...], *, strict: bool
+) -> None:
+    """Let every child that ``multiprocessing`` spawns from now on begin with ``import nrl_patches``. Acts once.
+
+    Args:
+        version: That of nrl_patches here.
+        disabled: Asked at each start of a child for the patches that are off here, with the reasons.
+        variables: The environment variables that the child must have as this process has them.
+        strict: Whether a child that cannot import nrl_patches fails.
+    """
+
+    def replace(spawn: ModuleType) -> None:
+        original = spawn.get_preparation_data
+        if hasattr(original, _MARK):
+            return
+
+        @functools.wraps(original)
+        def get_preparation_data(name: str) -> dict[str, Any]:
+            data: dict[str, Any] = original(name)
+            data[_KEY] = _Luggage(
+                path=data.get("sys_path", sys.path),
+                environ={variable: os.environ.get(variable) for variable in variables},
+                version=version,
+                disabled=dict(disabled()),
+                strict=strict,
+                missing=_MISSING,
+            )
+            return data
+
+        setattr(get_preparation_data, _MARK, original)
+        spawn.get_preparation_data = get_preparation_data  # type: ignore[attr-defined]
+
+    if not _replacements:
+        _replacements.append(replace)
+        call_when_executed("multiprocessing.spawn", replace)
+
+
+def uncover_children() -> None:
+    """Put back what :func:`cover_children` replaced, unless somebody else has replaced it since."""
+    while _replacements:
+        withdraw(_replacements.pop())
+    spawn = sys.modules.get("multiprocessing.spawn")
+    original = getattr(getattr(spawn, "get_preparation_data", None), _MARK, None)
+    if spawn is not None and original is not None:
+        spawn.get_preparation_data = original  # type: ignore[attr-defined]
+
+
+_replacements: list[Callable[[ModuleType], None]] = []

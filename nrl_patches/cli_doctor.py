@@ -1,0 +1,45 @@
+"""``nrl-patches doctor``: what would leave a process of a job unpatched."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import sys
+
+import click
+
+from nrl_patches import doctor as checks
+
+__all__ = ["doctor"]
+
+
+@click.command()
+@click.option("--python", "pythons", multiple=True, metavar="PATH", help="Look into this interpreter too.")
+@click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process too.")
+@click.option("--import", "modules", multiple=True, metavar="MODULE", help="Import it before nrl_patches, elsewhere.")
+@click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
+def doctor(*, pythons: tuple[str, ...], pids: tuple[int, ...], modules: tuple[str, ...], as_json: bool) -> None:
+    """Name what would leave a process of a job unpatched. Every option may be given several times.
+
+    Looks at this environment and its variables. With --import, a framework is imported first, then nrl_patches, in a
+    process of its own: whom the patches cannot reach then, and who else has patched their targets, is told.
+
+    Exits with 1 if something would leave a process unpatched.
+    """
+    other = checks.other_environment(os.environ)
+    findings = [
+        *checks.check_settings(os.environ),
+        *checks.check_vllm_plugins(os.environ),
+        *checks.check_entry_points(),
+        *checks.check_autowrapt(os.environ),
+        *checks.check_copies(sys.path),
+        *(finding for python in (*pythons, *filter(None, [other])) for finding in checks.check_interpreter(python)),
+        *(finding for pid in pids for finding in checks.check_pid(pid)),
+        *checks.check_import(modules),
+    ]
+    if as_json:
+        click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    else:
+        click.echo("\n".join(map(str, findings)) or "Nothing found that would leave a process unpatched.")
+    sys.exit(int(any(finding.unpatched for finding in findings)))

@@ -1,0 +1,92 @@
+"""``nrl-patches run``: a command whose code cannot be changed, with the patches in it and in its children.
+
+autowrapt leaves a startup file in ``site-packages`` that every interpreter executes; where ``AUTOWRAPT_BOOTSTRAP``
+names a group of entry points, it registers them as post-import hooks. Ours stand for the packages that have targets, so
+an interpreter that imports none of these never imports nrl_patches; ``startup/sitecustomize.py`` spares it the rest.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+
+__all__ = ["GROUP", "run"]
+
+GROUP = "nrl_patches.startup"
+VARIABLE = "AUTOWRAPT_BOOTSTRAP"
+STARTUP = Path(__file__).parent / "startup"  # See the file in it.
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # As env(1) and the shells have it.
+
+_CHECK = f"""
+import importlib.metadata, importlib.util, sys
+missing = [name for name in ("autowrapt", "nrl_patches") if importlib.util.find_spec(name) is None]
+if not missing and not importlib.metadata.entry_points(group={GROUP!r}):
+    missing = ["entry points of nrl_patches: it is on the path, but not installed"]
+sys.exit(", ".join(missing) or 0)
+"""
+
+
+@click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
+@click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
+def run(command: tuple[str, ...]) -> None:
+    """Replace this process by COMMAND, which gets the patches, and so do all the processes that it starts.
+
+    Needs autowrapt in the environment of COMMAND: pip install "nrl-patches[run]".
+    """
+    program = shutil.which(command[0])
+    if program is None:
+        raise _CannotRunError(
+            f"{command[0]}: expected a command; found none of that name; next step: check PATH", _NOT_FOUND
+        )
+    interpreter = interpreter_of(program)
+    missing = missing_in(interpreter) if interpreter else ""
+    if missing:
+        raise _CannotRunError(
+            f"{interpreter}: expected nrl_patches and autowrapt; found no {missing}; "
+            f'next step: {interpreter} -m pip install "nrl-patches[run]"',
+            1,
+        )
+    groups = [group.strip() for group in os.environ.get(VARIABLE, "").split(",") if group.strip()]
+    os.environ[VARIABLE] = ",".join(dict.fromkeys((*groups, GROUP)))
+    path = os.environ.get("PYTHONPATH", "")
+    if str(STARTUP) not in path.split(os.pathsep):
+        os.environ["PYTHONPATH"] = f"{STARTUP}{os.pathsep}{path}" if path else str(STARTUP)
+    sys.stdout.flush()
+    try:
+        os.execv(program, command)  # noqa: S606 - that is what the user asked for
+    except OSError as error:
+        raise _CannotRunError(f"{program}: expected a program; found {error}", _NOT_EXECUTABLE) from error
+
+
+def interpreter_of(program: str) -> str | None:
+    """Return the Python interpreter that a program is, or whose script it is; None for other programs."""
+    if Path(program).name.startswith("python"):
+        return program
+    try:
+        with Path(program).open("rb") as file:
+            first = file.readline(4096) if file.read(2) == b"#!" else b""
+    except OSError:  # What may be executed need not be readable.
+        return None
+    words = first.decode(errors="replace").split()
+    if words and Path(words[0]).name == "env":
+        words = [shutil.which(word) or "" for word in words[1:] if not word.startswith("-")]
+    return words[0] if words and Path(words[0]).name.startswith("python") else None
+
+
+def missing_in(interpreter: str) -> str:
+    """Return what an interpreter lacks for startup files of ours to work, as a phrase; empty if it lacks nothing."""
+    asked = [interpreter, "-c", _CHECK]
+    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    done = subprocess.run(asked, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - see above
+    return (done.stderr.strip().splitlines() or ["answer to the question"])[-1] if done.returncode else ""
+
+
+class _CannotRunError(click.ClickException):
+    def __init__(self, message: str, exit_code: int) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code  # type: ignore[misc]  # click reads it from the instance

@@ -1,0 +1,237 @@
+"""What would leave a process of a job unpatched, found before the job runs. Used by the command only.
+
+Each check looks at one thing and returns what it found; nothing found is good.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import json
+import os
+import re
+import subprocess
+import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import nrl_patches
+from nrl_patches.activation import default_activation
+from nrl_patches.cli_run import GROUP, VARIABLE
+from nrl_patches.running import look_into
+from nrl_patches.status import State
+
+__all__ = [
+    "Finding",
+    "check_autowrapt",
+    "check_copies",
+    "check_entry_points",
+    "check_import",
+    "check_interpreter",
+    "check_pid",
+    "check_settings",
+    "check_vllm_plugins",
+    "other_environment",
+]
+
+PLUGIN = "nrl-patches"
+_TIMEOUT = 300
+_HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
+"""How the notes begin that leave nobody unpatched: another party was there first, and ours lies on top."""
+
+_ASK_INTERPRETER = f"""
+import importlib.metadata, importlib.util, json, os
+found = {{"package": None, "version": None, "error": "", "plugins": []}}
+spec = importlib.util.find_spec("nrl_patches")
+if spec is not None:
+    found["package"] = os.path.dirname(spec.origin or "")
+    found["plugins"] = [e.name for e in importlib.metadata.entry_points(group="vllm.general_plugins")]
+    found["startup"] = bool(importlib.metadata.entry_points(group={GROUP!r}))
+    try:
+        import nrl_patches
+        found["version"] = nrl_patches.__version__
+    except Exception as error:
+        found["error"] = f"{{type(error).__name__}}: {{error}}"
+print(json.dumps(found))
+"""
+
+_IMPORT_FIRST = """
+import importlib, json, sys
+for name in sys.argv[1:]:
+    importlib.import_module(name)
+import nrl_patches
+print(json.dumps([[s.id, s.state, s.reason, s.notes] for s in nrl_patches.status().values()]))
+"""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that a user should know.
+
+    Attributes:
+        subject: What it is about: a variable, an interpreter, a patch in a process.
+        found: What is the matter, as a phrase.
+        next_step: What the reader can do now.
+        unpatched: Whether it leaves a process, or somebody in it, without a patch.
+    """
+
+    subject: str
+    found: str
+    next_step: str
+    unpatched: bool = True
+
+    def __str__(self) -> str:
+        """Return the finding as one line."""
+        kind = "problem" if self.unpatched else "note"
+        return f"{kind}: {self.subject}: found {self.found}; next step: {self.next_step}"
+
+
+def check_settings(environ: Mapping[str, str]) -> list[Finding]:
+    """Check that nothing is switched off, and that every variable of ours could be understood."""
+    settings = default_activation().settings
+    if not settings.enabled:
+        return [Finding("NRL_PATCHES", f"{environ.get('NRL_PATCHES')!r}, which switches all off", "unset it")]
+    subjects = [problem.partition(": expected ") for problem in settings.problems]
+    problems = [Finding(name, f"a problem: expected {rest}", "as said", unpatched=False) for name, _, rest in subjects]
+    return problems + [
+        Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=False)
+        for patch_id, reason in settings.disabled.items()
+    ]
+
+
+def check_vllm_plugins(environ: Mapping[str, str]) -> list[Finding]:
+    """Check that vLLM may load our plugin: VLLM_PLUGINS, where it is set at all, names those that it may."""
+    allowed = environ.get("VLLM_PLUGINS")
+    if allowed is None or PLUGIN in allowed.split(","):
+        return []
+    step = f"VLLM_PLUGINS={','.join(filter(None, (*allowed.split(','), PLUGIN)))}, or unset it"
+    return [Finding("VLLM_PLUGINS", f"{allowed!r}, which excludes {PLUGIN}: vLLM's processes run unpatched", step)]
+
+
+def check_entry_points() -> list[Finding]:
+    """Check that hosts can find us: they ask the metadata of what is installed, not the import path."""
+    plugins = importlib.metadata.entry_points(group="vllm.general_plugins")
+    if any(plugin.name == PLUGIN for plugin in plugins) and importlib.util.find_spec("nrl_patches_startup"):
+        return []
+    found = "no entry points of nrl-patches: it is on the path, but not installed, and vLLM will not load it"
+    return [Finding(sys.executable, found, f"{sys.executable} -m pip install nrl-patches")]
+
+
+def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
+    """Check that `nrl-patches run` works here, if this environment comes from it."""
+    asked = GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
+    if not asked or importlib.util.find_spec("autowrapt"):
+        return []
+    step = f'{sys.executable} -m pip install "nrl-patches[run]"'
+    return [Finding(VARIABLE, f"that it asks for {GROUP}, but autowrapt is not installed here", step)]
+
+
+def check_copies(path: Sequence[str]) -> list[Finding]:
+    """Check that there is one version of nrl_patches on a search path, and that its metadata says the same."""
+    folders = dict.fromkeys(Path(entry or ".").resolve() / "nrl_patches" for entry in path)
+    copies = [(folder, _version_of(folder)) for folder in folders if folder.joinpath("__init__.py").is_file()]
+    findings = []
+    if len({version for _, version in copies}) > 1:
+        shown = ", ".join(f"{version} in {folder}" for folder, version in copies)
+        findings.append(Finding("sys.path", f"{len(copies)} copies of nrl_patches: {shown}", "remove all but one"))
+    published = {d.version for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}
+    if published - {nrl_patches.__version__}:
+        found = f"version {nrl_patches.__version__}, where the metadata says {', '.join(sorted(published))}"
+        findings.append(Finding(str(Path(nrl_patches.__file__).parent), found, "install nrl-patches anew"))
+    return findings
+
+
+def check_interpreter(python: str) -> list[Finding]:
+    """Check that another interpreter, for example that of a worker's virtual environment, has this version of us."""
+    step = f'{python} -m pip install "nrl-patches=={nrl_patches.__version__}"'
+    try:
+        answer = _ask(python, _ASK_INTERPRETER)
+    except (OSError, subprocess.SubprocessError, ValueError) as error:
+        return [Finding(python, f"no answer: {_shown(error)}", "name a Python interpreter that works")]
+    if answer["package"] is None:
+        return [Finding(python, "no nrl_patches", step)]
+    if answer["error"]:
+        return [Finding(python, f"that importing nrl_patches raises {answer['error']}", step)]
+    findings = []
+    if answer["version"] != nrl_patches.__version__:
+        found = f"nrl_patches {answer['version']}, not {nrl_patches.__version__} as here"
+        findings.append(Finding(python, found, step))
+    if PLUGIN not in answer["plugins"]:
+        findings.append(Finding(python, "nrl_patches, but no entry point that vLLM could load", step))
+    return findings
+
+
+def other_environment(environ: Mapping[str, str]) -> str | None:
+    """Return the interpreter of the activated virtual environment if that is not the one this process runs in."""
+    active = environ.get("VIRTUAL_ENV")
+    if not active or Path(active).resolve() == Path(sys.prefix).resolve():
+        return None
+    python = Path(active, "bin", "python")
+    return str(python) if python.exists() else None
+
+
+def check_pid(pid: int) -> list[Finding]:
+    """Check what a running process tells of its patches."""
+    process = look_into(pid)
+    if process.problem:
+        return [Finding(f"process {pid} ({process.command})", process.problem, "import nrl_patches there, and restart")]
+    findings = []
+    for record in process.records:
+        if record.get("failure"):
+            last = record["failure"].rstrip().splitlines()[-1]
+            findings.append(Finding(f"process {pid}", f"that importing nrl_patches raised {last}", "mend that"))
+        findings += [Finding(f"process {pid}", note, "as said") for note in record.get("notes", ())]
+        rows = [(s["id"], s["state"], s["reason"], s["notes"]) for s in record["statuses"]]
+        findings += _judge(f"process {pid}", rows)
+    return findings
+
+
+def check_import(modules: Iterable[str]) -> list[Finding]:
+    """Check what remains of our patches where modules are imported before us, each in a fresh process."""
+    findings = []
+    for module in modules:
+        subject = f"import {module}, nrl_patches"
+        try:
+            rows = _ask(sys.executable, _IMPORT_FIRST, module)
+        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            step = f"run `{sys.executable} -c 'import {module}, nrl_patches'`"
+            findings.append(Finding(subject, f"no answer: {_shown(error)}", step))
+            continue
+        findings += _judge(subject, rows)
+    return findings
+
+
+def _judge(subject: str, rows: Iterable[Sequence[Any]]) -> list[Finding]:
+    findings = []
+    for patch_id, state, reason, notes in rows:
+        if state in {State.DRIFTED, State.FAILED}:
+            findings.append(
+                Finding(f"{subject}: {patch_id}", f"{state}: {reason}", f"`nrl-patches explain {patch_id}`")
+            )
+        for note in notes:
+            harmless = note.startswith(_HARMLESS)
+            step = "nothing, if that is meant" if harmless else "import nrl_patches first, before anything else"
+            findings.append(Finding(f"{subject}: {patch_id}", note, step, unpatched=not harmless))
+    return findings
+
+
+def _ask(python: str, script: str, *args: str) -> Any:
+    # Notes and warnings go to stderr; what a module prints when it is imported comes before the last line.
+    environ = {name: value for name, value in os.environ.items() if name != "NRL_PATCHES_STRICT"}
+    done = subprocess.run(  # noqa: S603 - interpreters that the user named, and scripts of ours
+        [python, "-c", script, *args], env=environ, capture_output=True, text=True, timeout=_TIMEOUT, check=True
+    )
+    return json.loads((done.stdout.splitlines() or [""])[-1])
+
+
+def _shown(error: Exception) -> str:
+    output = str(getattr(error, "stderr", "") or "").strip().splitlines()
+    return output[-1] if output else f"{type(error).__name__}: {error}"
+
+
+def _version_of(folder: Path) -> str:
+    text = folder.joinpath("__init__.py").read_text(encoding="utf-8", errors="replace")
+    found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
+    return found[1] if found else "a version that cannot be read"

@@ -1,0 +1,78 @@
+"""What this process is to the others of its job: the children that it covers, and the record that it keeps."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+from pathlib import PurePath
+from typing import Any
+
+from nrl_patches.activation import Activation
+from nrl_patches.children import activation_path, cover_children, parent_version
+from nrl_patches.errors import explain_problem
+from nrl_patches.record import ProcessRecord
+from nrl_patches.settings import VARIABLES
+from nrl_patches.status import State
+
+__all__ = ["join"]
+
+logger = logging.getLogger("nrl_patches")
+
+
+@functools.cache
+def join(activation: Activation, version: str) -> None:
+    """Keep a record of an activation and cover the children of this process. Acts once, and not under NRL_PATCHES=0.
+
+    Args:
+        activation: One that has been started.
+        version: That of this package.
+    """
+    if not activation.settings.enabled:
+        return
+    notes = _explain_parent(version)
+    for note in notes:
+        logger.warning("%s", note)
+    record = ProcessRecord()
+
+    def publish() -> None:
+        record.publish(
+            {
+                "version": version,
+                "package": str(PurePath(__file__).parent),
+                "activated_by": activation_path(),
+                "strict": activation.settings.strict,
+                "notes": notes,
+                "statuses": _statuses(activation),
+            }
+        )
+
+    def disabled() -> dict[str, str]:
+        return {s["id"]: s["reason"] for s in _statuses(activation) if s["state"] == State.DISABLED}
+
+    activation.on_change = publish
+    publish()
+    variables = (*VARIABLES, *dict.fromkeys(patch.opt_out for patch in activation.registry))
+    cover_children(version, disabled, variables, strict=activation.settings.strict)
+
+
+def _statuses(activation: Activation) -> list[dict[str, Any]]:
+    # As they are remembered: asking for versions and for other parties is left to those who want to know.
+    return [
+        {"id": patch_id, "state": str(state), "reason": reason, "notes": notes}
+        for patch_id, state, reason, notes in activation.remembered()
+    ]
+
+
+def _explain_parent(version: str) -> list[str]:
+    parent = parent_version()
+    if parent in {None, version}:
+        return []
+    return [
+        explain_problem(
+            f"process {os.getpid()}",
+            expected=f"nrl_patches {parent}, as in the parent process",
+            found=f"nrl_patches {version} in {PurePath(__file__).parent}",
+            next_step="if the package was upgraded while the job runs, restart the job; else `nrl-patches doctor`",
+        )
+    ]

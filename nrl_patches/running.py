@@ -1,0 +1,143 @@
+"""Looking into running processes: the records that they keep (see ``record.py``). Used by the command only."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nrl_patches.record import NAME
+
+__all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
+
+_PROC = Path("/proc")
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a process says about its patches.
+
+    Attributes:
+        pid: The process.
+        command: Its command line.
+        records: What each copy of nrl_patches in it tells; mostly one.
+        problem: Why there is no record; empty if there is one.
+    """
+
+    pid: int
+    command: str
+    records: tuple[dict[str, Any], ...] = ()
+    problem: str = ""
+
+    def __str__(self) -> str:
+        """Return everything, as lines for people."""
+        lines = [f"process {self.pid} ({self.command})"]
+        lines += [f"  {self.problem}"] if self.problem else []
+        for record in self.records:
+            strict = ", strict" if record.get("strict") else ""
+            package = f" in {record['package']}" if "package" in record else ""
+            lines.append(
+                f"  nrl_patches {record.get('version', '?')}{package}, activated by {record['activated_by']}{strict}"
+            )
+            lines += [f"  {note}" for note in record.get("notes", ())]
+            lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
+            for status in record["statuses"]:
+                lines.append(f"  {status['state']:<14}{status['id']}")
+                lines.append(f"  {'':14}{'; '.join((status['reason'], *status['notes']))}")
+        return "\n".join(lines)
+
+
+def look_into(pid: int) -> Running:
+    """Read the records of a process; whatever prevents that is said in the result."""
+    folder = _PROC / str(pid)
+    if not _PROC.joinpath("self", "fd").exists():
+        return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
+    try:
+        command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
+        command = command or folder.joinpath("comm").read_text().strip()
+        records = tuple(_explain_copy(record, pid) for record in _records(folder))
+        problem = "" if records else _explain_absence(folder)
+    except (FileNotFoundError, ProcessLookupError):
+        return Running(pid, "?", problem="there is no such process")
+    except PermissionError:
+        return Running(pid, command, problem="cannot be looked into: it belongs to another user")
+    return Running(pid, command, records, problem)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have started, by id."""
+    children: dict[int, list[int]] = {}
+    for folder in _PROC.glob("[0-9]*"):
+        children.setdefault(_parent_of(folder), []).append(int(folder.name))
+    found: list[int] = []
+    asked = [pid]
+    while asked:
+        offspring = children.get(asked.pop(), [])
+        found += offspring
+        asked += offspring
+    return sorted(found)
+
+
+def is_in_trouble(process: Running) -> bool:
+    """Whether a patch has drifted or failed in a process, or nrl_patches itself could not be imported."""
+    return any(
+        record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
+        for record in process.records
+    )
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    for link in sorted(folder.joinpath("fd").iterdir(), key=lambda entry: int(entry.name)):
+        record = _read(link)
+        if record is not None:
+            yield record
+
+
+def _read(link: Path) -> dict[str, Any] | None:
+    with suppress(FileNotFoundError):  # Closed meanwhile.
+        if str(link.readlink()).removesuffix(" (deleted)") != f"/memfd:{NAME}":
+            return None
+        for _ in range(_ATTEMPTS):
+            with suppress(ValueError):  # In the middle of a change.
+                record: dict[str, Any] = json.loads(link.read_bytes())
+                if record["change"] == record["complete"]:
+                    return record
+    return None
+
+
+def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
+    own = _status_field(_PROC / str(pid), "NSpid")  # Its number in each of its namespaces.
+    if not own or str(record["pid"]) in own:
+        return record
+    note = f"this is the record of process {record['pid']}: the process was forked from it unnoticed by Python"
+    return {**record, "notes": [*record.get("notes", ()), note]}
+
+
+def _explain_absence(folder: Path) -> str:
+    environ = folder.joinpath("environ").read_bytes().split(b"\0")
+    for setting in environ:
+        if setting.startswith(b"NRL_PATCHES=") and setting.partition(b"=")[2].strip().lower() in _OFF:
+            return "no record: NRL_PATCHES=0 in its environment"
+    return "no record: nrl_patches was not imported there, or its file descriptors were closed since"
+
+
+def _parent_of(folder: Path) -> int:
+    try:
+        (number,) = _status_field(folder, "PPid")
+    except (FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+        return 0
+    return int(number)
+
+
+def _status_field(folder: Path, name: str) -> list[str]:
+    for line in folder.joinpath("status").read_text(errors="replace").splitlines():
+        if line.startswith(f"{name}:"):
+            return line.split()[1:]
+    return []
+
+
+_OFF = (b"0", b"false", b"no", b"off")

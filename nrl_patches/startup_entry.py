@@ -1,0 +1,93 @@
+"""The entry points by which hosts bring nrl_patches into their processes, shipped as ``nrl_patches_startup``.
+
+A top-level module of its own: importing any part of nrl_patches activates it, and hosts treat the two moments
+differently. vLLM logs and forgets what *loading* a plugin raises, but lets through what *calling* it raises; so the
+load does nothing that can fail, and everything happens in the call. It is also loaded at the start of interpreters
+that never need it, so it imports nothing before it is called.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+__all__ = ["ray_worker", "startup", "vllm_plugin"]
+
+failure = ""
+"""The traceback of the import of nrl_patches, where that failed here; empty otherwise."""
+
+
+def vllm_plugin() -> None:
+    """Bring nrl_patches into a process of vLLM: entry point group ``vllm.general_plugins``.
+
+    Raises:
+        Exception: Under strict mode only, whatever is wrong.
+    """
+    _bring("plugin")
+
+
+def ray_worker() -> None:
+    """Bring nrl_patches into a Ray worker, as its ``worker_process_setup_hook``.
+
+    Raises:
+        Exception: Under strict mode only, whatever is wrong.
+    """
+    _bring("ray")
+
+
+def startup(_module: ModuleType) -> None:
+    """Bring nrl_patches into a process that has just imported a package with a target: autowrapt's startup files.
+
+    Args:
+        _module: The package.
+
+    Raises:
+        Exception: Under strict mode only, whatever is wrong; the package's import fails then.
+    """
+    _bring("startup")
+
+
+def _bring(path: str) -> None:
+    import sys  # noqa: PLC0415 - see the module docstring
+    from types import ModuleType  # noqa: PLC0415
+
+    # The first path counts. The note is kept where two copies of nrl_patches meet, because this module is none of it.
+    shared = sys.modules.setdefault("_nrl_patches_process", ModuleType("_nrl_patches_process"))
+    vars(shared).setdefault("path", path)
+    try:
+        import nrl_patches  # noqa: F401, PLC0415
+    except Exception as error:
+        _report(path, error)
+        if _is_strict():
+            raise
+
+
+def _is_strict() -> bool:
+    # nrl_patches.settings reads it everywhere else, but may be the very thing that cannot be imported.
+    import os  # noqa: PLC0415
+
+    return os.environ.get("NRL_PATCHES_STRICT", "").strip().lower() in {"1", "true", "yes", "on"}
+
+
+def _report(path: str, error: Exception) -> None:
+    import json  # noqa: PLC0415
+    import logging  # noqa: PLC0415
+    import os  # noqa: PLC0415
+    import traceback  # noqa: PLC0415
+    from contextlib import suppress  # noqa: PLC0415
+
+    global failure  # noqa: PLW0603 - where a process can be asked about it; others read the record, see record.py
+    if not failure:
+        failure = "".join(traceback.format_exception(error))
+        logging.getLogger("nrl_patches").error(
+            "nrl_patches (%s): expected to be imported; found %s: %s; next step: `nrl-patches doctor` in this "
+            "environment; this process runs without any patch",
+            path,
+            type(error).__name__,
+            error,
+        )
+        record = {"change": 1, "pid": os.getpid(), "activated_by": path, "failure": failure, "statuses": []}
+        with suppress(OSError, AttributeError):  # Where there are no files in memory, the log has said it.
+            os.write(os.memfd_create("nrl_patches-1", os.MFD_CLOEXEC), json.dumps({**record, "complete": 1}).encode())

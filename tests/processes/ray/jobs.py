@@ -1,0 +1,136 @@
+"""Run jobs on a real local Ray cluster, ask their workers, and print what they say.
+
+    python jobs.py tasks|engine|refused
+
+Each job is a driver of its own in the eyes of Ray. The cluster is older than all of them, so what a worker knows of its
+driver's environment has come through the runtime environment.
+"""
+
+import json
+import logging
+import os
+import sys
+import tempfile
+from contextlib import contextmanager
+from pathlib import Path
+
+os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": tempfile.gettempdir()}
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Loopback only.
+
+import ray
+from processes.vllm import checkpoint, engine
+from processes.vllm.observed import PATCH, add_told, observe
+from ray.cluster_utils import Cluster
+
+import nrl_patches
+from nrl_patches.ray import runtime_env
+
+OFF = {"env_vars": {"NRL_PATCHES": "0"}}
+
+
+@ray.remote(max_retries=0)
+def probe():
+    return observe()
+
+
+@ray.remote(max_retries=0)
+def look():
+    """Tell what is known without importing anything."""
+    activated = sys.modules.get("nrl_patches")
+    status = str(activated.status()[PATCH]) if activated else "nrl_patches is not imported"
+    return {"status": status, "mine": os.environ.get("MINE")}
+
+
+@ray.remote(max_restarts=0)
+class Prober:
+    def observe(self):
+        return observe()
+
+
+@ray.remote(max_restarts=0)
+class Engine:
+    def ask(self):
+        from processes.vllm.executor import Executor
+
+        with tempfile.TemporaryDirectory() as folder:
+            llm = engine.start(checkpoint.make(Path(folder)), distributed_executor_backend=Executor)
+        told = engine.ask(llm)
+        llm.llm_engine.engine_core.shutdown()
+        return told
+
+
+@contextmanager
+def job(cluster, base=None, *, helped=True, hook=None, **environ):
+    """Be the driver of one job, under these environment variables."""
+    os.environ |= environ
+    try:
+        env = runtime_env(base) if helped else base
+        env = env | {"worker_process_setup_hook": hook} if hook else env
+    finally:
+        for name in environ:
+            del os.environ[name]
+    ray.init(address=cluster.address, runtime_env=env, log_to_driver=False, logging_level=logging.ERROR)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def get(reference):
+    return ray.get(reference, timeout=300)
+
+
+def tasks(cluster):
+    found = {}
+    with job(cluster, {"env_vars": {"MINE": "kept"}}):
+        actor = Prober.remote()
+        parts = {"task": [get(probe.remote())], "actor": [get(actor.observe.remote())]}
+        found |= add_told(parts)
+        found["off by the task"] = get(probe.options(runtime_env=OFF).remote())
+        found["mine"] = get(look.remote())
+    with job(cluster, NRL_PATCHES_DISABLE=PATCH):
+        found["off by the driver"] = get(look.remote())
+    with job(cluster, {"env_vars": {"NRL_PATCHES_DISABLE": "nemo_automodel.*"}}, NRL_PATCHES_DISABLE=PATCH):
+        found["base wins"] = get(look.remote())
+    with job(cluster, hook="processes.ray.own_hook.hook", NRL_PATCHES_DISABLE=PATCH):
+        found["own hook"] = get(look.remote())
+    with job(cluster, helped=False):
+        found["without the helper"] = get(look.remote())
+    return found
+
+
+def refused(cluster):
+    """Start workers that cannot import nrl_patches, or are told nonsense, without and with strict mode."""
+    found = {}
+    broken = {"env_vars": {"PYTHONPATH": os.pathsep.join([os.environ["BROKEN"], os.environ["PYTHONPATH"]])}}
+    for name, base, environ in (("broken", broken, {}), ("typo", {}, {"NRL_PATCHES_DISABLE": "vllm.dummy_load"})):
+        with job(cluster, base, **environ):
+            found[name] = get(look.remote())
+        with job(cluster, base, NRL_PATCHES_STRICT="1", **environ):
+            try:
+                get(Prober.remote().observe.remote())
+            except ray.exceptions.ActorDiedError as error:
+                found[f"{name}, strict"] = str(error)
+    return found
+
+
+def with_engine(cluster):
+    with job(cluster):
+        return get(Engine.remote().ask.remote())
+
+
+def main():
+    (what,) = sys.argv[1:]
+    cluster = Cluster(
+        initialize_head=True,
+        head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False},
+    )
+    try:
+        found = {"tasks": tasks, "refused": refused, "engine": with_engine}[what](cluster)
+    finally:
+        cluster.shutdown()
+    print(json.dumps(found | {"driver": nrl_patches.activated_by}))
+
+
+if __name__ == "__main__":
+    main()

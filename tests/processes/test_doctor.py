@@ -1,0 +1,226 @@
+"""``nrl-patches doctor`` names, one by one, what would leave a process unpatched."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+
+import pytest
+from package_copy import Copy
+from standins import ADD_ONE
+
+from nrl_patches import __version__
+
+
+def doctor(copy, *args, **environ):
+    """Return what the doctor found, and its exit code; every finding has all three parts."""
+    done = copy.run("nrl_patches", "doctor", "--json", *map(str, args), **environ)
+    assert done.stdout, done.stderr
+    found = json.loads(done.stdout)
+    for finding in found:
+        assert finding["subject"]
+        assert finding["found"]
+        assert finding["next_step"]
+    return found, done.returncode
+
+
+def only(copy, *args, **environ):
+    (finding,), code = doctor(copy, *args, **environ)
+    assert code == int(finding["unpatched"])
+    return finding
+
+
+@pytest.fixture(autouse=True)
+def _installed(copy, monkeypatch):
+    # The metadata of the environment, which the copy shares, may be of another version than this checkout.
+    text = f"Metadata-Version: 2.1\nName: nrl-patches\nVersion: {__version__}\n"
+    copy.write(f"nrl_patches-{__version__}.dist-info/METADATA", text)
+    plugin = "[vllm.general_plugins]\nnrl-patches = nrl_patches_startup:vllm_plugin\n"
+    copy.write(f"nrl_patches-{__version__}.dist-info/entry_points.txt", plugin)
+    monkeypatch.delenv("VIRTUAL_ENV", raising=False)
+    monkeypatch.delenv("VLLM_PLUGINS", raising=False)
+
+
+@pytest.fixture
+def installed(tmp_path_factory):
+    """A directory in which this project is alone on the path: no editable installation behind the copy."""
+    folder = tmp_path_factory.mktemp("environment")
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
+
+
+def test_nothing_to_find(copy):
+    done = copy.run("nrl_patches", "doctor")
+    assert (done.returncode, done.stdout) == (0, "Nothing found that would leave a process unpatched.\n")
+    assert doctor(copy) == ([], 0)
+
+
+def test_one_line_per_finding(copy):
+    done = copy.run("nrl_patches", "doctor", VLLM_PLUGINS="other", NRL_PATCHES="0")
+    assert done.returncode == 1
+    assert done.stdout == (
+        "problem: NRL_PATCHES: found '0', which switches all off; next step: unset it\n"
+        "problem: VLLM_PLUGINS: found 'other', which excludes nrl-patches: vLLM's processes run unpatched; "
+        "next step: VLLM_PLUGINS=other,nrl-patches, or unset it\n"
+    )
+
+
+@pytest.mark.parametrize("value", ["", "other", "nrl_patches", "other, nrl-patches"])
+def test_vllm_plugins_that_exclude_ours(copy, value):
+    # vLLM splits at commas and strips nothing; an empty value excludes everything.
+    finding = only(copy, VLLM_PLUGINS=value)
+    assert (finding["subject"], finding["unpatched"]) == ("VLLM_PLUGINS", True)
+
+
+def test_vllm_plugins_that_include_ours(copy):
+    assert doctor(copy, VLLM_PLUGINS="other,nrl-patches") == ([], 0)
+
+
+def test_switches(copy):
+    off = only(copy, NRL_DISABLE_COUNT="1")
+    assert (off["subject"], off["found"]) == ("standin.count", "that it is switched off: NRL_DISABLE_COUNT=1")
+    typo = only(copy, NRL_PATCHES_DISABLE="standin.cuont")
+    assert typo["subject"] == "NRL_PATCHES_DISABLE"
+    assert "did you mean standin.count?" in typo["found"]
+    assert not off["unpatched"]
+    assert not typo["unpatched"]
+
+
+def test_autowrapt_asked_for_but_missing(copy):
+    blocked = (
+        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda n: None if n == 'autowrapt' else find(n)"
+    )
+    copy.write("sitecustomize.py", blocked)
+    assert doctor(copy) == ([], 0)
+    finding = only(copy, AUTOWRAPT_BOOTSTRAP="mine,nrl_patches.startup")
+    assert finding["subject"] == "AUTOWRAPT_BOOTSTRAP"
+    assert "autowrapt is not installed" in finding["found"]
+
+
+def test_two_versions_on_the_path(copy):
+    second = Copy(copy.write("second/empty", "").parent)
+    init = second.folder / "nrl_patches" / "__init__.py"
+    init.write_text(init.read_text().replace(__version__, "9.9"))
+    path = os.pathsep.join([str(copy.folder), str(second.folder)])
+    found, code = doctor(copy, PYTHONPATH=path)
+    assert code == 1
+    assert f"{__version__} in {copy.folder}/nrl_patches, 9.9 in {second.folder}/nrl_patches" in found[0]["found"]
+
+
+def test_metadata_of_another_version(copy):
+    copy.write("nrl_patches-9.9.dist-info/METADATA", "Metadata-Version: 2.1\nName: nrl-patches\nVersion: 9.9\n")
+    finding = only(copy)
+    assert f"version {__version__}, where the metadata says" in finding["found"]
+    assert "9.9" in finding["found"]
+
+
+def test_a_source_tree_that_is_not_installed(copy):
+    code = """
+import importlib.metadata, json, sys
+importlib.metadata.entry_points = lambda group: ()
+from nrl_patches.doctor import check_entry_points
+(finding,) = check_entry_points()
+print(finding)
+"""
+    done = copy.python("-c", code)
+    assert "found no entry points of nrl-patches: it is on the path, but not installed" in done.stdout, done.stderr
+
+
+def test_an_environment_without_the_package(copy, installed):
+    # A worker's environment does not see the path of this process.
+    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches import doctor\n"
+    asked = f"print(*doctor.check_interpreter({str(installed)!r}), sep='\\n')"
+    done = subprocess.run(
+        [sys.executable, "-c", script + asked], capture_output=True, text=True, check=True, cwd="/", timeout=60
+    )
+    assert done.stdout == (
+        f"problem: {installed}: found no nrl_patches; next step: "
+        f'{installed} -m pip install "nrl-patches=={__version__}"\n'
+    )
+
+
+def test_an_environment_with_another_version(copy, tmp_path):
+    other = tmp_path / "python"
+    answer = {"package": "/x", "version": "9.9", "error": "", "plugins": []}
+    other.write_text(f"#!/bin/sh\necho noise\necho '{json.dumps(answer)}'\n")
+    other.chmod(0o755)
+    (version, plugin), code = doctor(copy, "--python", other)
+    assert code == 1
+    assert version["found"] == f"nrl_patches 9.9, not {__version__} as here"
+    assert plugin["found"] == "nrl_patches, but no entry point that vLLM could load"
+
+
+def test_an_environment_in_which_the_import_fails(copy, tmp_path):
+    other = tmp_path / "python"
+    answer = {"package": "/x", "version": None, "error": "ModuleNotFoundError: no wrapt", "plugins": []}
+    other.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    other.chmod(0o755)
+    finding = only(copy, "--python", other)
+    assert finding["found"] == "that importing nrl_patches raises ModuleNotFoundError: no wrapt"
+
+
+@pytest.mark.parametrize("program", ["/no/such/python", "/bin/false", "/bin/echo"])
+def test_what_is_no_interpreter(copy, program):
+    assert only(copy, "--python", program)["found"].startswith("no answer: ")
+
+
+def test_the_same_interpreter_is_fine(copy):
+    assert doctor(copy, "--python", sys.executable) == ([], 0)
+
+
+def test_the_activated_environment_is_looked_into(copy, installed):
+    finding = only(copy, VIRTUAL_ENV=str(installed.parents[1]))
+    assert finding["subject"] == str(installed)
+
+
+def test_a_running_process(copy):
+    code = "import nrl_patches, standin.core, sys; print(flush=True); sys.stdin.read()"
+    copy.patch(guard="lambda original: 'is different'")
+    job = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=copy.environ(), cwd=copy.folder, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    job.stdout.readline()
+    finding = only(copy, "--pid", job.pid)
+    assert finding["subject"] == f"process {job.pid}: standin.count"
+    assert finding["found"].startswith("drifted: ")
+    job.communicate(timeout=60)
+    gone = only(copy, "--pid", job.pid)
+    assert gone["found"] == "there is no such process"
+
+
+FRAMEWORK = """
+import functools, standin.core
+{code}
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "found", "unpatched"),
+    [
+        ("kept = functools.partial(standin.core.count)", "could not reach 1 holder(s) of count: a partial", True),
+        ("standin.core.count = lambda: 1", "on top of framework.<lambda>, which had replaced count before", False),
+        ("from standin.core import count", None, False),
+    ],
+)
+def test_a_framework_that_is_imported_before(copy, code, found, unpatched):
+    copy.write("framework.py", FRAMEWORK.format(code=code))
+    if found is None:
+        assert doctor(copy, "--import", "framework") == ([], 0)
+        return
+    finding = only(copy, "--import", "framework")
+    assert finding["subject"] == "import framework, nrl_patches: standin.count"
+    assert (finding["found"], finding["unpatched"]) == (found, unpatched)
+
+
+def test_a_framework_that_cannot_be_imported(copy):
+    finding = only(copy, "--import", "no_such_framework")
+    assert finding["found"] == "no answer: ModuleNotFoundError: No module named 'no_such_framework'"
+
+
+def test_checks_do_not_change_what_they_look_at(copy):
+    copy.patch(fix=ADD_ONE + "\n")
+    before = sorted(copy.folder.rglob("*"))
+    doctor(copy, "--import", "standin.core", "--python", sys.executable)
+    assert sorted(copy.folder.rglob("*")) == before

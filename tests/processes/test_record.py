@@ -1,0 +1,264 @@
+"""The record that a process keeps of its patches, and ``nrl-patches status --pid``, which asks for it."""
+
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import textwrap
+
+import pytest
+from package_copy import Copy
+
+from nrl_patches import __version__
+from nrl_patches.record import NAME
+from nrl_patches.running import descendants, look_into
+
+pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
+
+
+@contextlib.contextmanager
+def job(copy, code, **environ):
+    """Start a process that runs code, and yield it at each line that it prints; it ends when its stdin does."""
+    code = f"import os, sys\n{textwrap.dedent(code)}\nprint('there', flush=True)\nsys.stdin.read()"
+    process = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env=copy.environ(**environ),
+        cwd=copy.folder,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        process.communicate(timeout=60)
+
+
+def line(process):
+    return process.stdout.readline().strip()
+
+
+def told(pid):
+    """Return the only record of a process."""
+    found = look_into(pid)
+    assert not found.problem, found
+    (record,) = found.records
+    return record
+
+
+def state(pid):
+    (status,) = told(pid)["statuses"]
+    return status["state"]
+
+
+def asked(copy, *args):
+    return copy.run("nrl_patches", "status", *map(str, args))
+
+
+def test_it_follows_every_change(copy):
+    code = """
+        import nrl_patches
+        def step(): print("next", flush=True); sys.stdin.readline()
+        step()
+        import standin.core
+        step()
+        nrl_patches.undo()
+        step()
+        nrl_patches.apply()
+        step()
+    """
+    with job(copy, code) as process:
+        for expected in ("pending", "applied", "disabled", "applied"):
+            assert line(process) == "next"
+            assert state(process.pid) == expected
+            process.stdin.write("\n")
+            process.stdin.flush()
+
+
+def test_what_it_says(copy):
+    with job(copy, "import nrl_patches, standin.core", NRL_PATCHES_STRICT="1") as process:
+        line(process)
+        record = told(process.pid)
+        assert record.items() >= {
+            "pid": process.pid, "version": __version__, "package": str(copy.folder / "nrl_patches"),
+            "activated_by": "import", "strict": True, "notes": [],
+        }.items()  # fmt: skip
+        assert record["statuses"] == [
+            {"id": "standin.count", "state": "applied", "reason": "standin 1.0 is in standin<2", "notes": []}
+        ]
+        done = asked(copy, "--pid", process.pid)
+        assert done.returncode == 0, done.stderr
+        assert f"  nrl_patches {__version__} in {copy.folder}/nrl_patches, activated by import, strict\n" in done.stdout
+        assert "  applied       standin.count\n                standin 1.0 is in standin<2\n" in done.stdout
+        (found,) = json.loads(asked(copy, "--json", "--pid", process.pid).stdout)
+        assert (found["pid"], found["records"]) == (process.pid, [record])
+
+
+def test_a_shorter_record_leaves_nothing_of_a_longer_one(copy):
+    copy.patch(fix="raise LookupError('x' * 5000)")
+    with job(copy, "import nrl_patches, standin.core, logging\nnrl_patches.undo('standin.count')") as process:
+        line(process)
+        assert state(process.pid) == "disabled"
+
+
+@pytest.mark.parametrize("text", ['{"change": 2, "pid": 1, "statuses": [], "complete": 1}', '{"change": 2, "pi'])
+def test_the_middle_of_a_change_is_not_told(copy, text):
+    code = f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})"
+    with job(copy, code) as process:
+        line(process)
+        assert look_into(process.pid).records == ()
+
+
+FORK = """
+    import nrl_patches
+    reading, writing = os.pipe()
+    pid = os.fork()
+    if not pid:
+        import standin.core
+        os.write(writing, b"x")
+        sys.stdin.read()
+        os._exit(0)
+    os.read(reading, 1)
+    print(pid, flush=True)
+"""
+
+
+def test_a_forked_child_has_its_own(copy):
+    with job(copy, FORK) as process:
+        child = int(line(process))
+        assert (state(process.pid), state(child)) == ("pending", "applied")
+        assert told(child)["pid"] == child
+        assert descendants(process.pid) == [child]
+        done = asked(copy, "--children", "--pid", process.pid)
+        assert done.stdout.count("activated by import") == 2
+        assert asked(copy, "--pid", process.pid).stdout.count("activated by") == 1
+
+
+def test_what_the_parent_does_after_a_fork_is_not_told_of_the_child(copy):
+    code = FORK.replace("import standin.core", "").replace("print(pid", "import standin.core\n    print(pid")
+    with job(copy, code) as process:
+        child = int(line(process))
+        assert (state(process.pid), state(child)) == ("applied", "pending")
+
+
+def test_a_fork_that_python_does_not_notice(copy):
+    unnoticed = FORK.replace("os.fork()", "__import__('ctypes').CDLL(None).fork()")
+    with job(copy, unnoticed) as process:
+        child = int(line(process))
+        assert (state(process.pid), state(child)) == ("pending", "applied")
+    with job(copy, unnoticed.replace("import standin.core", "")) as process:
+        child = int(line(process))
+        (note,) = told(child)["notes"]
+        assert note == (
+            f"this is the record of process {process.pid}: the process was forked from it unnoticed by Python"
+        )
+
+
+def test_a_program_that_closes_every_file(copy):
+    # As daemons do. The number then belongs to a file of theirs, into which we must not write.
+    code = f"""
+        import nrl_patches
+        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {NAME!r} in os.readlink(f"/proc/self/fd/{{f}}"))
+        os.closerange(3, 100)
+        stranger = os.open("precious", os.O_RDWR | os.O_CREAT)
+        os.dup2(stranger, fd)
+        os.write(fd, b"precious")
+        print("closed", flush=True)
+        sys.stdin.readline()
+        import standin.core
+        print(os.pread(fd, 100, 0), flush=True)
+        if not os.fork():
+            os.fstat(fd)
+            os._exit(os.pread(fd, 100, 0) != b"precious")
+        assert os.wait()[1] == 0
+    """
+    with job(copy, code) as process:
+        assert line(process) == "closed"
+        assert look_into(process.pid).problem.startswith("no record: nrl_patches was not imported there, or its file")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert line(process) == "b'precious'"
+        assert line(process) == "there"
+        assert state(process.pid) == "applied"
+
+
+def test_it_is_not_inherited_by_other_programs(copy):
+    code = """
+        import nrl_patches, subprocess
+        child = subprocess.Popen(["sleep", "60"], close_fds=False)
+        print(child.pid, flush=True)
+        sys.stdin.readline()
+        child.kill()
+        child.wait()
+    """
+    with job(copy, code) as process:
+        child = int(line(process))
+        done = asked(copy, "--children", "--pid", process.pid)
+        assert done.returncode == 0
+        assert f"process {child} (sleep 60)\n  no record: nrl_patches was not imported there" in done.stdout
+        assert asked(copy, "--pid", child).returncode == 1
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert line(process) == "there"
+
+
+def test_switched_off(copy):
+    with job(copy, "import nrl_patches", NRL_PATCHES="0") as process:
+        line(process)
+        assert look_into(process.pid).problem == "no record: NRL_PATCHES=0 in its environment"
+
+
+def test_no_such_process(copy):
+    gone = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, check=True)
+    done = asked(copy, "--pid", int(gone.stdout))
+    assert done.returncode == 1
+    assert "there is no such process" in done.stdout
+
+
+def test_a_problem_of_a_process_fails_the_command(copy):
+    copy.patch(guard="lambda original: 'is different'")
+    with job(copy, "import nrl_patches, standin.core") as process:
+        line(process)
+        done = asked(copy, "--pid", process.pid)
+        assert done.returncode == 1
+        assert "  drifted       standin.count\n" in done.stdout
+
+
+def test_two_copies_in_one_process(copy, tmp_path):
+    (tmp_path / "second").mkdir()
+    other = Copy(tmp_path / "second")
+    other.patch()
+    code = f"""
+        import nrl_patches
+        for name in [name for name in sys.modules if name.partition(".")[0] == "nrl_patches"]:
+            del sys.modules[name]
+        sys.path.insert(0, {str(other.folder)!r})
+        import nrl_patches
+    """
+    with job(copy, code) as process:
+        line(process)
+        packages = {record["package"] for record in look_into(process.pid).records}
+        assert packages == {str(copy.folder / "nrl_patches"), str(other.folder / "nrl_patches")}
+
+
+def test_an_import_that_fails_is_told_by_the_entry_point(copy):
+    copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
+    code = "import logging, nrl_patches_startup\nnrl_patches_startup.vllm_plugin()\nnrl_patches_startup.vllm_plugin()"
+    with job(copy, code) as process:
+        line(process)
+        record = told(process.pid)
+        assert (record["activated_by"], record["statuses"]) == ("plugin", [])
+        assert record["failure"].rstrip().endswith("KeyError: 'half an upgrade'")
+        done = subprocess.run(
+            [sys.executable, "-m", "nrl_patches", "status", "--pid", str(process.pid)],
+            capture_output=True, text=True, check=False, cwd="/",
+        )  # fmt: skip
+        assert done.returncode == 1
+        assert "KeyError: 'half an upgrade'" in done.stdout
+
+
+def test_children_needs_a_process(copy):
+    done = asked(copy, "--children")
+    assert done.returncode == 2
+    assert "--children needs --pid" in done.stderr

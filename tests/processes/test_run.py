@@ -1,0 +1,205 @@
+"""``nrl-patches run``: programs whose code cannot be changed, and what they start."""
+
+import os
+import signal
+import subprocess
+import sys
+import venv
+from pathlib import Path
+
+import pytest
+from releases import results, run_on
+from standins import ROOT
+
+from nrl_patches.registry import load
+
+FOLDER = Path(__file__).parent
+GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
+GROUP = "nrl_patches.startup"
+
+
+@pytest.fixture
+def covered(copy):
+    """The copy, with its stand-in among the packages that autowrapt calls back for."""
+    copy.write("beside-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: beside\nVersion: 1.0\n")
+    copy.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:startup\n")
+    startup = copy.folder / "nrl_patches" / "startup" / "sitecustomize.py"
+    startup.write_text(startup.read_text().replace('"transformers", ', '"transformers", "standin", '))
+    return copy
+
+
+def run(copy, *command, **environ):
+    return copy.run("nrl_patches", "run", "--", *command, **environ)
+
+
+COUNT = "from standin.core import count; print(count())"
+
+
+def test_the_command_and_its_children(covered):
+    program = f"""
+import os, subprocess, sys
+{COUNT}
+import nrl_patches
+print(nrl_patches.activated_by, flush=True)
+subprocess.run([sys.executable, "-c", "{COUNT}"], check=True)
+subprocess.run(["sh", "-c", "exec " + sys.executable + " -c '{COUNT}'"], check=True)
+"""
+    done = run(covered, sys.executable, "-c", program)
+    assert done.stdout == "2\nstartup\n2\n2\n", done.stderr
+
+
+def test_without_it_nothing_is_patched(covered):
+    assert covered.python("-c", COUNT).stdout == "1\n"
+
+
+def test_the_switches_travel(covered):
+    assert run(covered, sys.executable, "-c", COUNT, NRL_DISABLE_COUNT="1").stdout == "1\n"
+
+
+def test_a_process_that_imports_no_target_does_not_even_import_wrapt(covered):
+    # benchmarks/run_cost.py says what that saves.
+    asked = "import sys; print(*sorted(n for n in sys.modules if n.startswith(('autowrapt', 'nrl_patches', 'wrapt'))))"
+    assert run(covered, sys.executable, "-c", asked).stdout == "autowrapt autowrapt.bootstrap\n"
+
+
+def test_without_that_saving_it_works_the_same(covered):
+    # An interpreter that ignores PYTHONPATH sees only the variable; here it sees a path without our folder.
+    environ = {"AUTOWRAPT_BOOTSTRAP": GROUP}
+    assert covered.python("-c", COUNT, **environ).stdout == "2\n"
+    asked = "import sys; print('wrapt' in sys.modules, 'nrl_patches' in sys.modules)"
+    assert covered.python("-c", asked, **environ).stdout == "True False\n"
+
+
+def test_other_groups_are_registered_at_once(covered):
+    covered.write("theirs.py", "def hook(module): print('theirs')\n")
+    covered.write("theirs-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    covered.write("theirs-1.0.dist-info/entry_points.txt", "[theirs]\ncolorsys = theirs:hook\n")
+    done = run(covered, sys.executable, "-c", f"import colorsys; {COUNT}", AUTOWRAPT_BOOTSTRAP="theirs")
+    assert done.stdout == "theirs\n2\n", done.stderr
+
+
+@pytest.mark.parametrize("code", ["print('mine')", "raise ImportError('mine')", "raise KeyError('mine')"])
+def test_the_user_s_own_sitecustomize_is_executed(covered, code):
+    shown = "import sys; print(getattr(sys.modules.get('sitecustomize'), '__file__', 'none'))"
+    covered.write("mine/sitecustomize.py", code)
+    path = os.pathsep.join([str(covered.folder / "mine"), str(covered.folder)])
+    plain = covered.python("-c", shown, PYTHONPATH=path)
+    done = run(covered, sys.executable, "-c", f"{shown}; {COUNT}", PYTHONPATH=path)
+    # `run` is a Python of its own, which says it too.
+    assert done.stdout == plain.stdout.replace("mine\n", "mine\nmine\n") + "2\n"
+    assert done.stderr.splitlines()[-2:] == plain.stderr.splitlines()[-2:]
+
+
+def test_without_a_sitecustomize_of_the_user(covered):
+    shown = "import sys; print([p for p in sys.path if 'startup' in p], 'sitecustomize' in sys.modules)"
+    done = run(covered, sys.executable, "-c", shown)
+    assert (done.stdout, done.stderr) == ("[] False\n", "")
+
+
+def test_nested(covered):
+    shown = ("sh", "-c", "echo $PYTHONPATH")
+    once = run(covered, *shown, PYTHONPATH=f"{covered.folder}::/other").stdout
+    assert once == f"{covered.folder}/nrl_patches/startup:{covered.folder}::/other\n"
+    inner = run(covered, sys.executable, "-m", "nrl_patches", "run", "--", *shown).stdout
+    assert inner == f"{covered.folder}/nrl_patches/startup:{covered.folder}\n"
+
+
+def test_arguments_input_and_exit_code_pass_through(covered):
+    done = run(covered, "sh", "-c", 'printf "%s|" "$@"; exit 7', "--", "--help", "a b", "-x")
+    assert (done.returncode, done.stdout, done.stderr) == (7, "--help|a b|-x|", "")
+
+
+def test_it_is_the_same_process(covered):
+    # So signals need no passing on, and whoever started it sees the command's own death.
+    process = subprocess.Popen(
+        [sys.executable, "-m", "nrl_patches", "run", "--", "sh", "-c", "echo $$; exec sleep 60"],
+        env=covered.environ(),
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert int(process.stdout.readline()) == process.pid
+    process.terminate()
+    process.communicate(timeout=60)
+    assert process.returncode == -signal.SIGTERM
+
+
+def test_what_the_user_bootstraps_is_kept(covered):
+    shown = ("sh", "-c", "echo $AUTOWRAPT_BOOTSTRAP")
+    assert run(covered, *shown).stdout == f"{GROUP}\n"
+    assert run(covered, *shown, AUTOWRAPT_BOOTSTRAP="mine, yours").stdout == f"mine,yours,{GROUP}\n"
+    assert run(covered, *shown, AUTOWRAPT_BOOTSTRAP=GROUP).stdout == f"{GROUP}\n"
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "message"),
+    [
+        ("no-such-command", 127, "no-such-command: expected a command; found none of that name; next step: "),
+        ("./broken", 126, "broken: expected a program; found [Errno 8] Exec format error"),
+    ],
+)
+def test_commands_that_cannot_be_run(covered, command, code, message):
+    covered.write("broken", "\x7fELF").chmod(0o755)
+    done = run(covered, command)
+    assert done.returncode == code
+    assert message in done.stderr
+
+
+@pytest.fixture(scope="module")
+def bare(tmp_path_factory):
+    """The interpreter of a virtual environment with nothing in it."""
+    folder = tmp_path_factory.mktemp("bare")
+    venv.create(folder, symlinks=True)
+    return folder / "bin" / "python"
+
+
+@pytest.mark.parametrize("kind", ["interpreter", "script", "env"])
+def test_an_environment_without_autowrapt(covered, bare, kind):
+    script = covered.write("tool", f"#!{bare} -u\n" if kind == "script" else "#!/usr/bin/env python\n")
+    script.chmod(0o755)
+    environ = {"PATH": os.pathsep.join([str(bare.parent), os.environ["PATH"]])} if kind == "env" else {}
+    done = run(covered, bare if kind == "interpreter" else script, **environ)
+    assert done.returncode == 1
+    assert f"{bare}: expected nrl_patches and autowrapt; found no autowrapt; next step: " in done.stderr
+    assert f'{bare} -m pip install "nrl-patches[run]"' in done.stderr
+
+
+def test_a_failing_import_fails_the_target_under_strict_only(covered):
+    program = f"import nrl_patches_startup\n{COUNT}\nprint(nrl_patches_startup.failure.splitlines()[-1])"
+    script = covered.write("program.py", program)
+    environ = covered.environ(AUTOWRAPT_BOOTSTRAP=GROUP)  # As `run` leaves it; it could not be imported itself.
+    covered.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
+    lenient = covered.python(script, **environ)
+    assert lenient.stdout == "1\nKeyError: 'half an upgrade'\n", lenient.stderr
+    assert "nrl_patches (startup): expected to be imported; found KeyError: 'half an upgrade'" in lenient.stderr
+    strict = covered.python(script, **environ, NRL_PATCHES_STRICT="1")
+    assert strict.returncode == 1
+    assert strict.stderr.rstrip().endswith("KeyError: 'half an upgrade'")
+
+
+def test_the_group_names_the_packages_of_all_targets():
+    text = (ROOT / "pyproject.toml").read_text()
+    section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]
+    named = {line.partition(" = ")[0] for line in section.splitlines()}
+    assert named == {fix.module.partition(".")[0] for patch in load() for fix in patch.fixes}
+    startup = (ROOT / "nrl_patches" / "startup" / "sitecustomize.py").read_text()
+    assert f"PACKAGES = {tuple(sorted(named))}".replace("'", '"') in startup
+
+
+PROBE = """
+import json, os, subprocess, sys
+from transformers.models.gemma4 import modeling_gemma4
+import nrl_patches
+patch = nrl_patches._activation.registry.patches[sys.argv[1]]
+status = nrl_patches.status()[patch.id]
+print(json.dumps({"present": patch.observe().present, "state": status.state, "activated_by": nrl_patches.activated_by}))
+"""
+
+
+@pytest.mark.xdist_group("transformers==5.5.0")
+def test_the_defect_is_gone_in_a_program_that_never_imports_us(tmp_path):
+    # The program's own code does not name nrl_patches before the target is there.
+    program = tmp_path / "program.py"
+    program.write_text(PROBE)
+    command = ["run", "--", sys.executable, program, GEMMA4]
+    found = results(run_on("transformers==5.5.0", ROOT / "tests" / "run_command.py", *command))
+    assert found == {"present": False, "state": "applied", "activated_by": "startup"}

@@ -24,7 +24,7 @@ from packaging.version import Version
 
 from nrl_patches.installed import Installed
 
-__all__ = ["Affected", "Answer", "Decision", "is_release"]
+__all__ = ["Affected", "Answer", "Decision", "Range", "is_release"]
 
 _COMMIT = re.compile(r"g?(?=[0-9a-f]*[0-9])[0-9a-f]{7,40}")
 
@@ -57,7 +57,7 @@ def is_release(version: Version) -> bool:
     return not version.is_prerelease and not any(_COMMIT.fullmatch(label) for label in labels)
 
 
-class _Range(NamedTuple):
+class Range(NamedTuple):
     """The releases of one distribution, and the text that declared them."""
 
     distribution: str
@@ -109,17 +109,17 @@ class Affected:
         return Decision(Answer.NOT_INSTALLED, decisions[0].reason)
 
 
-def _range(text: str) -> _Range:
+def _range(text: str) -> Range:
     try:
         requirement = Requirement(text)
     except InvalidRequirement as error:
         raise ValueError(f"{text!r} is no requirement: {error}") from error
     if not requirement.specifier or requirement.extras or requirement.marker or requirement.url:
         raise ValueError(f"{text!r} must be a distribution and its releases, and nothing else")
-    return _Range(canonicalize_name(requirement.name), requirement.specifier, text)
+    return Range(canonicalize_name(requirement.name), requirement.specifier, text)
 
 
-def _decide(conjunction: tuple[_Range, ...], found: dict[str, Installed | None]) -> Decision:
+def _decide(conjunction: tuple[Range, ...], found: dict[str, Installed | None]) -> Decision:
     undecided: list[str] = []
     matching: list[str] = []
     missing: list[str] = []

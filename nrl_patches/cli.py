@@ -17,6 +17,9 @@ from nrl_patches.cli_doctor import doctor
 from nrl_patches.cli_run import run
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import find_installed
+from nrl_patches.matrix.command import matrix
+from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.judgement import judge
 from nrl_patches.reports import FORMATS, failing
 from nrl_patches.running import descendants, is_in_trouble, look_into
 from nrl_patches.status import State
@@ -90,6 +93,7 @@ def explain(patch_id: str) -> None:
     patch = _patch(patch_id)
     rows = {
         "affected": str(patch.affected),
+        "measured": judge(patch, Evidence.read(COMMITTED)).seen,
         "here": patch.affected.decide(find_installed).reason,
         "status": str(nrl_patches.status()[patch.id].state),
         "targets": "\n            ".join(fix.target for fix in patch.fixes),
@@ -176,6 +180,9 @@ def tripwires(
             click.echo(str(broken), err=True)
         sys.exit(1)
     sys.exit(int(bool(failing(found, verdicts))))
+
+
+main.add_command(matrix)
 
 
 def _run(patches: Sequence[Patch], timeout: float) -> list[Tripwire]:

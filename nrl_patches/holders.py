@@ -36,7 +36,7 @@ class Holders:
     unreachable: list[str] = field(default_factory=list)
 
 
-def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None) -> Holders:
+def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None, owner: Any = None) -> Holders:
     """Find every object that refers to ``wanted``.
 
     Modules are looked through one by one, for the copies that ``from module import name`` made; everything else is
@@ -47,6 +47,7 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None)
         wanted: The callable, compared by identity.
         ignore: Types whose instances are the caller's own bookkeeping.
         but: One more object that is known to hold it.
+        owner: A class that is known to hold it; what holds it beside that is searched for.
     """
     modules = {id(namespace(module)): module for module in loaded_modules()}
     # By id: a comprehension over the callable itself would hold it in a cell, and find that.
@@ -65,7 +66,8 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None)
         elif referrer is not but and not isinstance(referrer, (*_TRANSIENT, *ignore)):
             found.unreachable.append(_describe(referrer))
     found.unreachable += _closures_over(cells)
-    classes = _classes_of(unresolved)
+    classes = {id(_own_namespace(owner)): owner} if isinstance(owner, type) else {}
+    classes |= _classes_of([held for held in unresolved if id(held) not in classes])
     for held in unresolved:
         if id(held) in classes:
             found.reachable += _named(classes[id(held)], held, key)
@@ -83,8 +85,12 @@ def _classes_of(namespaces: list[dict[Any, Any]]) -> dict[int, type]:
     if not namespaces:
         return {}
     owners = (r for r in gc.get_referrers(*namespaces) if isinstance(r, type))
+    return {id(_own_namespace(owner)): owner for owner in owners}
+
+
+def _own_namespace(owner: type) -> object:
     # vars() of a class is a read-only view; the dict itself, which is what refers to the callable, lies behind it.
-    return {id(gc.get_referents(vars(owner))[0]): owner for owner in owners}
+    return gc.get_referents(vars(owner))[0]
 
 
 def _closures_over(cells: list[types.CellType]) -> list[str]:

@@ -92,7 +92,11 @@ class Slot:
         """Make the target consist of these layers, everywhere where the present callable is held."""
         # Before the builds close over the callable. What a class inherits is held by its base, which is no target.
         inherited = self.site.raw is MISSING
-        holders = Holders() if inherited else find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw)
+        holders = (
+            Holders()
+            if inherited
+            else find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw, owner=self.site.owner)
+        )
         function = self.site.function
         for patch_id, build in layers.items():
             function = _dress(build(function), function, patch_id)

@@ -19,7 +19,17 @@ from nrl_patches.affected import Answer
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import find_installed
 
-__all__ = ["PASSING", "TIMEOUT", "Side", "Tripwire", "Verdict", "run_side", "run_tripwire", "run_tripwires"]
+__all__ = [
+    "PASSING",
+    "TIMEOUT",
+    "Side",
+    "Tripwire",
+    "Verdict",
+    "describe_end",
+    "run_side",
+    "run_tripwire",
+    "run_tripwires",
+]
 
 TIMEOUT = 60.0
 """Seconds that one side may take by default, the import of the upstream packages included."""
@@ -97,15 +107,15 @@ class Tripwire:
         return sum(side.seconds for side in (self.off, self.on) if side is not None)
 
 
-def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT) -> Tripwire:
+def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = None) -> Tripwire:
     """Run the probe of a patch without it and, where that says anything, with it, and give the verdict.
 
     Args:
         patch: The patch; only its id travels to the processes, which load it anew.
         timeout: Seconds that one side may take before it is killed.
+        off: The side without the patch, where it was run already.
     """
     decision = patch.affected.decide(find_installed)
-    off: Side | None = None
     on: Side | None = None
     # One excluded distribution decides a pair, but its probe needs both.
     complete = any(
@@ -114,8 +124,9 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT) -> Tripwire:
     if not complete:
         missing = [name for name in patch.affected.distributions if find_installed(name) is None]
         verdict, sentence, step = Verdict.NOT_INSTALLED, f"{', '.join(missing)} is not installed", ""
+        off = None
     else:
-        off = run_side(patch.id, patched=False, timeout=timeout)
+        off = off or run_side(patch.id, patched=False, timeout=timeout)
         # Between releases the guard decides whether the patch covers this build, and only the patched side knows.
         undecided = decision.answer is Answer.UNDECIDED
         if off.present is not None and (undecided or (off.present and decision.answer is Answer.YES)):
@@ -165,7 +176,7 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
         os.close(writing)
         try:
             output, _ = process.communicate(timeout=timeout)
-            ended = _ending(process.returncode)
+            ended = describe_end(process.returncode)
         except subprocess.TimeoutExpired:
             ended = f"took longer than {timeout:g} s and was killed"
             os.killpg(process.pid, signal.SIGKILL)
@@ -178,7 +189,8 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
     return Side(told["present"], told["evidence"], told["status"], seconds)
 
 
-def _ending(code: int) -> str:
+def describe_end(code: int) -> str:
+    """Return how a process ended that gave no answer, by its exit code as ``subprocess`` has it."""
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"exited with {code} without an answer"

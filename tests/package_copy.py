@@ -6,7 +6,10 @@ import subprocess
 import sys
 import textwrap
 
-from standins import ADD_ONE, COUNT, PATCH, ROOT
+from standins import ADD_ONE, PATCH, ROOT
+
+OFF_BY_ONE = "def count():\n    return 1\n"
+RIGHT = "def count():\n    return 2\n"
 
 COUNTS = """
     from standin.core import count
@@ -35,7 +38,7 @@ class Copy:
         file.write_text(text)
         return file
 
-    def upstream(self, version="1.0", core=COUNT):
+    def upstream(self, version="1.0", core=OFF_BY_ONE):
         self.write("standin/__init__.py", "")
         self.write("standin/core.py", core)
         info = f"standin-{version}.dist-info"

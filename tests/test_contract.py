@@ -13,9 +13,12 @@ from standins import ROOT
 
 from nrl_patches.affected import Answer
 from nrl_patches.installed import Installed
+from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.registry import load
 
 SCRIPT = ROOT / "tests" / "contract_side.py"
+
+EVIDENCE = Evidence.read(COMMITTED)
 
 STATES = {"affected": "applied", "not affected": "not-affected", "not installed": "not-installed"}
 """What becomes of a patch, by what the versions say."""
@@ -31,10 +34,20 @@ def side(environment, name):
     return results(run_on(environment, SCRIPT, name, **({"NRL_PATCHES": "0"} if name == "off" else {})))
 
 
+def cannot_be_measured(environment, patch_id):
+    """Whether the committed evidence says that the probe has no answer there: two releases that do not go together."""
+    measurement = EVIDENCE.measurements.get(environment)
+    cell = None if measurement is None else measurement.cells.get(patch_id)
+    return cell is not None and cell.present is None
+
+
 @every_release
 @every_patch
 def test_without_the_patch_the_defect_is_there_exactly_where_it_was_declared(environment, patch_id):
     off = side(environment, "off")[patch_id]
+    if cannot_be_measured(environment, patch_id):
+        assert "error" in off
+        return
     assert "error" not in off, off["error"]
     if off["present"] is None:
         assert off["affected"] in {"not installed", "not affected"}, off
@@ -46,8 +59,9 @@ def test_without_the_patch_the_defect_is_there_exactly_where_it_was_declared(env
 @every_patch
 def test_with_the_patch_it_is_gone_and_elsewhere_the_patch_is_inert(environment, patch_id):
     on = side(environment, "on")[patch_id]
-    assert "error" not in on, on["error"]
-    assert not on["present"], on
+    if not cannot_be_measured(environment, patch_id):
+        assert "error" not in on, on["error"]
+        assert not on["present"], on
     assert on["state"] == STATES[on["affected"]], on
     assert on["marked"] == (on["state"] == "applied")
     assert not on["notes"]
@@ -66,8 +80,7 @@ def test_each_patch_was_needed_in_some_and_not_in_other_releases_of_this_run(pat
     affected = load().patches[patch_id].affected
     environments = [dict(release.split("==") for release in e.split(" & ")) for e in ENVIRONMENTS]
     complete = [e for e in environments if e.keys() >= set(affected.distributions)]
-    if not complete:
-        pytest.skip("no environment of this run has its distributions")
+    assert complete, "no environment of tests/releases.py has its distributions"
     answers = {affected.decide(lambda name, e=e: Installed(name, Version(e[name]))).answer for e in complete}
     assert answers == {Answer.YES, Answer.NO}
 

@@ -15,13 +15,11 @@ import jsonschema
 import package_copy
 import pytest
 import yaml
+from package_copy import OFF_BY_ONE, RIGHT
 from standins import ROOT
 
 from nrl_patches.registry import load
 from nrl_patches.tripwires import PASSING, Verdict
-
-OFF_BY_ONE = "def count():\n    return 1\n"
-RIGHT = "def count():\n    return 2\n"
 
 
 class Copy(package_copy.Copy):

@@ -122,6 +122,13 @@ def takes_mapping(forward: Callable[..., Any]) -> bool:
     return "shared_kv_states" in inspect.unwrap(forward).__code__.co_consts
 
 
+def before_shared_layers() -> bool:
+    """Whether Gemma 3n's attention picks the shared states from the donor's layer of the cache (up to 4.55.4)."""
+    from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAttention
+
+    return "past_key_value" in inspect.signature(Gemma3nTextAttention.forward).parameters
+
+
 def tiny_model(family: str, **changes: Any) -> Any:
     """Return a text model with six layers of which the last two are shared, random weights, on the CPU.
 

@@ -9,9 +9,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
     attention's code stays upstream's: it finds the carrier in the place of its cache.
 Remove when: no supported release is older than transformers 5.6.0.
 
-transformers 4.53 to 4.55 have the defect too, in an attention that reads the donor's cache layer itself; those releases
-are not supported. Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see
-README.md.
+transformers 4.53 to 4.55 have the defect in other code: see `gemma3n_kv_sharing_needs_cache_before_shared_layers.py`.
+Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
@@ -43,4 +42,6 @@ patch.fix(
 @patch.probe
 def logits_depend_on_the_cache() -> Observation:
     """Compare the logits of a tiny model with and without a cache."""
+    if _kv_sharing.before_shared_layers():
+        return Observation(present=False, evidence={"absent": "shared_layers of the cache"})
     return _kv_sharing.observe_missing_cache("gemma3n")

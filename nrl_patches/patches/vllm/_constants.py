@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Observation
@@ -17,6 +18,9 @@ if TYPE_CHECKING:
     import torch
 
 CONSTANT = 8.0
+
+UNQUANTIZED = SimpleNamespace(quantization=None)
+"""All that a dummy load reads of a model's configuration, and only vLLM 0.16.0 reads it."""
 
 
 @contextmanager

@@ -73,4 +73,4 @@ def dummy_load_overwrites_a_constant() -> Observation:
     loader = DummyModelLoader(LoadConfig(load_format="dummy"))
     if not hasattr(loader, "load_weights"):  # 0.9.0: the module is there, but load_model does it all.
         return Observation(present=False, evidence={"absent": "DummyModelLoader.load_weights"})
-    return _constants.observe(lambda model: loader.load_weights(model, None))
+    return _constants.observe(lambda model: loader.load_weights(model, _constants.UNQUANTIZED))

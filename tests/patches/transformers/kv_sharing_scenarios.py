@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from transformers import DynamicCache
 
 import nrl_patches
 from nrl_patches.patches.transformers import _kv_sharing
@@ -83,6 +84,7 @@ def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier
             yield f"logits/{mode}/packed", lambda a=attention, t=training, c=packed: logits(a, t, **c)
         for label, use_cache in (("cache", {"use_cache": True}), ("nocache", {"use_cache": False}), ("unset", {})):
             yield f"grad/{attention}/{label}", lambda a=attention, c=use_cache: gradients(model(a), **c)
+        yield f"grad/{attention}/given", lambda a=attention: gradients(model(a), past_key_values=DynamicCache())
         yield (
             f"grad/{attention}/padded",
             lambda a=attention: gradients(model(a), attention_mask=PADDING, use_cache=False),

@@ -16,8 +16,8 @@ FIXED = {"gemma4": "transformers==5.5.2", "gemma3n": "transformers==5.6.0"}
 EXACT = [("gemma4", "5.5.0"), ("gemma4", "5.5.1"), ("gemma3n", "5.5.4")]
 """The last affected releases: there is nothing between them and the fixed one but the fix."""
 
-ROUNDED = [("gemma3n", "4.56.0"), ("gemma3n", "5.0.0")]
-"""Older ones, whose norms round otherwise, with a cache and without."""
+ROUNDED = [("gemma3n", "4.55.4"), ("gemma3n", "4.56.0"), ("gemma3n", "5.0.0")]
+"""Older ones, whose norms round otherwise, with a cache and without; 4.55.4 has an attention of its own."""
 
 ROUNDING = 2e-4
 """Relative to the largest value of a tensor; measured: up to 3e-5 of it."""
@@ -88,9 +88,10 @@ def test_patched_equals_the_fixed_release_up_to_rounding(run, family, environmen
     assert not compare(found, run(family, FIXED[family], patched=True), unpatched, ROUNDING)
     for name, with_cache in (
         ("logits/sdpa/eval/nocache", "logits/sdpa/eval/cache"),
-        ("grad/sdpa/nocache", "grad/sdpa/cache"),
+        ("grad/sdpa/nocache", "grad/sdpa/given"),
+        ("checkpoint/nocache", "grad/sdpa/given"),
     ):
-        assert distance(found[name], found[with_cache]) == 0
+        assert distance(found[name], unpatched[with_cache]) == 0
 
 
 @pytest.mark.parametrize(("family", "environment"), cases([("gemma4", "5.5.0"), ("gemma3n", "5.5.4")]))
@@ -120,14 +121,24 @@ def test_compiled_equals_eager_wherever_the_unpatched_release_compiles(run, fami
     for compiled, eager in compiles.items():
         assert distance(found[compiled], found[eager]) < 1e-5, compiled
     # Gemma 3n's AltUp writes in place, which no release lets a checkpoint compile; 4.56 warns while it is traced.
-    assert compiles.keys() >= pairs.keys() - (
-        {"compiled/checkpoint", "compiled/grad"} if family == "gemma3n" else set()
-    )
+    untraceable = {"compiled/checkpoint", "compiled/grad"} if family == "gemma3n" else set()
+    if environment == "transformers==4.55.4":  # Dynamo cannot trace how it makes its cache either.
+        untraceable.add("compiled/logits/cache")
+    assert compiles.keys() >= pairs.keys() - untraceable
 
 
 @pytest.mark.parametrize(
     ("family", "environment"),
-    cases([("gemma4", "5.5.0"), ("gemma4", "5.5.2"), ("gemma4", "5.8.1"), ("gemma3n", "5.5.4"), ("gemma3n", "5.8.1")]),
+    cases(
+        [
+            ("gemma4", "5.5.0"),
+            ("gemma4", "5.5.2"),
+            ("gemma4", "5.8.1"),
+            ("gemma3n", "4.55.4"),
+            ("gemma3n", "5.5.4"),
+            ("gemma3n", "5.8.1"),
+        ]
+    ),
 )
 def test_two_fsdp2_ranks_get_the_gradients_of_one_process(family, environment):
     for rank in results(run_on(environment, HERE / "kv_sharing_fsdp2.py", family)):
@@ -142,11 +153,15 @@ def test_two_fsdp2_ranks_fail_without_the_patch(family, environment):
         assert all(outcome.startswith("KeyError: ") for outcome in rank.values()), rank
 
 
-@pytest.mark.parametrize(("family", "environment"), cases([("gemma4", "5.5.1"), ("gemma3n", "5.5.4")]))
+@pytest.mark.parametrize(
+    ("family", "environment"), cases([("gemma4", "5.5.1"), ("gemma3n", "4.55.4"), ("gemma3n", "5.5.4")])
+)
 def test_nothing_is_left_behind_and_nothing_is_paid(family, environment):
     patched = results(run_on(environment, HERE / "kv_sharing_state.py", family, 1000))
-    fixed = results(run_on(FIXED[family], HERE / "kv_sharing_state.py", family, 3, NRL_PATCHES="0"))
+    # 4.55.4 needs more than the fixed release for other reasons: there the patch must not need more than no patch.
+    other = environment if environment == "transformers==4.55.4" else FIXED[family]
+    unpatched = results(run_on(other, HERE / "kv_sharing_state.py", family, 3, NRL_PATCHES="0"))
     assert patched["growth"] == 0
     assert patched["carriers"] == 0
     assert patched["threads_agree"]
-    assert patched["peak"] <= 1.02 * fixed["peak"]
+    assert patched["peak"] <= 1.02 * unpatched["peak"]

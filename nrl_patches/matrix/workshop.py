@@ -1,0 +1,173 @@
+"""One run of the matrix in a folder of its own: what is known, what is left to measure, what it costs in disk."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import shutil
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from packaging.requirements import Requirement
+
+from nrl_patches.declaration import Patch
+from nrl_patches.errors import explain_problem
+from nrl_patches.matrix.environments import BuildProblem, declared_requirement, name_environment
+from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, write_whole
+from nrl_patches.matrix.fingerprint import fingerprint
+from nrl_patches.matrix.index import find_releases
+from nrl_patches.matrix.measurement import Bench, is_declared
+from nrl_patches.matrix.plan import Selection, Task, plan
+
+__all__ = ["InUseError", "Workshop", "disk_usage"]
+
+
+class InUseError(Exception):
+    """Another run uses the folder."""
+
+
+class Workshop:
+    """A folder in which releases are installed and measured.
+
+    What belongs to this class below it: ``environments`` (with the installer's cache), ``matrix.json`` (what was
+    measured, whole after every release), ``report`` and ``lock``.
+
+    Args:
+        folder: The folder; made when it is needed.
+        patches: The patches to measure.
+        timeout: Seconds for each side of a tripwire.
+    """
+
+    def __init__(self, folder: Path, patches: Iterable[Patch], timeout: float) -> None:
+        self.folder = folder
+        self.patches = {patch.id: patch for patch in patches}
+        self.environments = folder / "environments"
+        self.report = folder / "report"
+        self.codes = {patch.id: fingerprint(patch) for patch in self.patches.values()}
+        self.bench = Bench(self.environments, self.patches, self.codes, timeout)
+        self.evidence = Evidence()
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        """Take the folder for this process, and read what the package was released with and what was measured here.
+
+        Raises:
+            InUseError: Another process has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        with (self.folder / "lock").open("w", encoding="utf-8") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process, however that ends.
+            except OSError as error:
+                raise InUseError(
+                    explain_problem(
+                        str(self.folder),
+                        expected="a folder that no other run uses",
+                        found="its lock is held",
+                        next_step="wait for the other run, or give this one another --folder",
+                    )
+                ) from error
+            for left_over in self.environments.glob("*.part-*"):
+                shutil.rmtree(left_over, ignore_errors=True)
+                left_over.unlink(missing_ok=True)
+            for file in (COMMITTED, self.folder / "matrix.json"):
+                self._add(Evidence.read(file))
+            yield
+
+    def plan(self, selection: Selection, *, again: bool = False) -> list[Task]:
+        """Ask the index what there is, and return what is left to measure.
+
+        Args:
+            selection: What the user asked for.
+            again: Whether what is known is measured anew.
+
+        Raises:
+            IndexProblem: The index does not answer.
+        """
+        names = sorted({name for patch in self.patches.values() for name in patch.affected.distributions})
+        releases = {name: find_releases(name) for name in names}
+        remarks = {name: {str(r.version): r.remark for r in found} for name, found in releases.items()}
+        self._add(Evidence(releases=remarks))
+        tasks = plan(self.patches.values(), releases, selection, self._pin)
+        if again:
+            return tasks
+        left = (dataclasses.replace(task, patches=self._stale(task)) for task in tasks)
+        return [task for task in left if task.patches]
+
+    def run(self, tasks: Sequence[Task], jobs: int, done: Callable[[Task, Measurement, float], None]) -> None:
+        """Measure, and keep each result as soon as it is there.
+
+        Args:
+            tasks: What to measure.
+            jobs: How many environments at a time.
+            done: Told of each measurement, and the seconds that the rest will take by what was seen so far.
+        """
+        start, finished = time.monotonic(), 0
+
+        def keep(task: Task, measurement: Measurement) -> None:
+            nonlocal finished
+            finished += 1
+            self._add(Evidence({task.environment: measurement}))
+            write_whole(self.folder / "matrix.json", self.evidence.text())
+            left = (time.monotonic() - start) / finished * (len(tasks) - finished)
+            done(task, measurement, left)
+
+        self.bench.measure_all(tasks, jobs, keep)
+        write_whole(self.folder / "matrix.json", self.evidence.text())
+
+    def forget_errors(self) -> None:
+        """Drop what gave no answer, so that it is measured again."""
+        measurements = {
+            environment: dataclasses.replace(m, cells={i: c for i, c in m.cells.items() if c.present is not None})
+            for environment, m in self.evidence.measurements.items()
+            if not m.problem
+        }
+        self.evidence = dataclasses.replace(self.evidence, measurements=measurements)
+
+    def clean(self) -> int:
+        """Delete what this class made, and return the bytes that it took."""
+        size = disk_usage(self.folder)
+        for folder in (self.environments, self.report):
+            shutil.rmtree(folder, ignore_errors=True)
+        for name in ("matrix.json", "lock"):
+            (self.folder / name).unlink(missing_ok=True)
+        if self.folder.is_dir() and not any(self.folder.iterdir()):
+            self.folder.rmdir()
+        return size
+
+    def _pin(self, distribution: str, version: str, companion: str) -> Requirement | None:
+        try:
+            return declared_requirement(name_environment({distribution: version}), companion, self.environments)
+        except BuildProblem:
+            return None  # Measuring it will meet the problem again, and report it.
+
+    def _stale(self, task: Task) -> tuple[str, ...]:
+        """The patches of a task that were not measured there as they are now, code and declaration."""
+        known = self.evidence.measurements.get(task.environment)
+        if known is not None and known.problem:
+            return ()
+        cells = {} if known is None else known.cells
+        return tuple(i for i in task.patches if not self._is_current(i, cells.get(i), task.environment))
+
+    def _is_current(self, patch_id: str, cell: Cell | None, environment: str) -> bool:
+        if cell is None or cell.code != self.codes[patch_id]:
+            return False
+        return cell.declared is is_declared(self.patches[patch_id], environment)
+
+    def _add(self, newer: Evidence) -> None:
+        measurements = dict(self.evidence.measurements)
+        for environment, measurement in newer.measurements.items():
+            older = measurements.get(environment)
+            measurements[environment] = measurement if older is None else older.with_newer(measurement)
+        self.evidence = Evidence(measurements, {**self.evidence.releases, **newer.releases})
+
+
+def disk_usage(folder: Path) -> int:
+    """Return the bytes that a folder takes on the disk; what several names share counts once."""
+    sizes: dict[tuple[int, int], int] = {}
+    for file in folder.rglob("*"):
+        status = file.lstat()
+        sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
+    return sum(sizes.values())

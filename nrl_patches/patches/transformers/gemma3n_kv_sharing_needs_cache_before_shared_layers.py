@@ -1,0 +1,98 @@
+"""The KV-shared layers of Gemma 3n need a cache, in releases whose cache has no `shared_layers`.
+
+Problem: the defect of `transformers.gemma3n_kv_sharing_needs_cache` in older code: a shared layer's
+    `Gemma3nTextAttention.forward` (models/gemma3n/modeling_gemma3n.py) cuts the keys and values out of its donor's
+    layer of the cache, and without a cache falls back to `k_proj` and `v_proj`, which no training ever touched.
+Hit by: `use_cache=False`, gradient checkpointing, and all training: in training mode these releases make no cache even
+    where the caller asked for one. Wrong logits and wrong gradients, no error.
+Fix: as there, a carrier of the shared states. The attention finds it in the place of a cache that is not there; where
+    there is one, nothing changes.
+Remove when: no supported release is older than transformers 4.56.0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches.patches.transformers import _kv_sharing
+
+if TYPE_CHECKING:
+    import torch
+
+patch = Patch(
+    __name__,
+    affected="transformers>=4.53.0,<4.56.0",
+    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
+)
+
+
+class _WholeStates:
+    """Keys or values of a donor. The attention picks those of this step: without a cache there are no others."""
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.states = states
+        self.device = states.device
+
+    def __getitem__(self, _: object) -> torch.Tensor:
+        return self.states
+
+
+class _DonorLayer:
+    def __init__(self, states: tuple[torch.Tensor, torch.Tensor]) -> None:
+        self.keys, self.values = map(_WholeStates, states)
+
+
+class _DonorCache:
+    """What the attention takes for its cache: one that has a single layer, the donor's. A donor is its own."""
+
+    def __init__(self, carrier: _kv_sharing.SharedStates, donor: int) -> None:
+        self.carrier = carrier
+        self.donor = donor
+        if donor in carrier.states:
+            layer = _DonorLayer(carrier[donor])
+            self.layers = {donor: layer}
+            self.key_cache, self.value_cache = {donor: layer.keys}, {donor: layer.values}  # 4.53 has no `layers`
+
+    def update(self, keys: torch.Tensor, values: torch.Tensor, layer: int, _: Any) -> tuple[torch.Tensor, torch.Tensor]:
+        if layer == self.donor:
+            self.carrier[layer] = keys, values
+        return keys, values
+
+
+def picks_from_cache(forward: Callable[..., Any]) -> str | None:
+    """Guard: the attention picks the donor's states from the cache, in one of the two ways that releases have."""
+    if objection_unless(forward, parameters="self past_key_value kwargs", attributes="key_cache value_cache") is None:
+        return None
+    return objection_unless(forward, parameters="self past_key_value kwargs", attributes="layers keys values")
+
+
+patch.fix(
+    "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
+    guard=lambda forward: objection_unless(forward, parameters="self past_key_values use_cache"),
+)(_kv_sharing.hand_down_states)
+
+
+@patch.fix("transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward", guard=picks_from_cache)
+def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Build an attention's forward that finds its donor where it looks for a cache that is not there."""
+
+    def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:
+        carrier = kwargs.pop(_kv_sharing.CARRIER, None)
+        if carrier is not None and kwargs.get("past_key_value") is None:
+            types, own = self.config.layer_types, self.config.num_hidden_layers - self.config.num_kv_shared_layers
+            donor = {types[index]: index for index in range(own)}.get(types[self.layer_idx])
+            kwargs["past_key_value"] = None if donor is None else _DonorCache(carrier, donor)
+        return forward(self, *args, **kwargs)
+
+    return forward_with_donor
+
+
+@patch.probe
+def logits_depend_on_the_cache() -> Observation:
+    """Compare the logits of a tiny model with and without a cache."""
+    if not _kv_sharing.before_shared_layers():
+        return Observation(present=False, evidence={"replaced by": "shared_layers of the cache"})
+    return _kv_sharing.observe_missing_cache("gemma3n")

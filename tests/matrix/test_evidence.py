@@ -1,0 +1,79 @@
+"""What is kept of a measurement, and when it stops to count."""
+
+import os
+import sys
+
+import pytest
+
+from nrl_patches.matrix.evidence import Cell, Evidence, Measurement, write_whole
+from nrl_patches.matrix.fingerprint import fingerprint
+
+VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "nrl-patches": "0.1.0"}
+
+
+def test_what_is_written_is_what_is_read(tmp_path):
+    cell = Cell("needed", declared=True, code="c0de", present=True, evidence={"gap": 1.5, "why": "ü", "yes": True})
+    measurements = {
+        "standin==1.0": Measurement("2026-11-21", VERSIONS, {"b": cell, "a": cell}),
+        "standin==1.1": Measurement("2026-11-20", VERSIONS, problem="no wheel"),
+    }
+    evidence = Evidence(measurements, {"standin": {"0.9": "", "1.0": "", "1.1": "yanked: oh"}})
+    file = tmp_path / "matrix.json"
+    write_whole(file, evidence.text())
+    read = Evidence.read(file)
+    assert read.measurements == measurements
+    assert read.releases == evidence.releases
+    assert read.text() == evidence.text()
+    assert Evidence.read(tmp_path / "other.json") == Evidence()
+
+
+def test_another_schema_is_refused(tmp_path):
+    file = tmp_path / "matrix.json"
+    file.write_text('{"schema": 2}')
+    with pytest.raises(ValueError, match="schema 2"):
+        Evidence.read(file)
+
+
+def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
+    file = tmp_path / "matrix.json"
+    write_whole(file, "old")
+
+    def fail(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="disk full"):
+        write_whole(file, "new")
+    assert file.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [file]
+
+
+HELPER = "FACTOR = 1\n"
+
+
+def fingerprinted(sandbox, **fields):
+    name = sandbox.patch(**fields)
+    registry = sandbox.registry()
+    for module in [m for m in sys.modules if m.startswith(sandbox.patches)]:
+        del sys.modules[module]
+    return fingerprint(registry.patches[name])
+
+
+def test_a_fingerprint_changes_with_the_code_and_not_with_what_people_read(sandbox):
+    before = fingerprinted(sandbox)
+    assert fingerprinted(sandbox) == before
+    assert fingerprinted(sandbox, affected=f"{sandbox.name}>=1,<3", opt_out="NRL_DISABLE_OTHER") == before
+    assert fingerprinted(sandbox, more="# a comment\n\n") == before
+    assert fingerprinted(sandbox, more="FACTOR = 2\n") != before
+    assert fingerprinted(sandbox, fix="return lambda: 3") != before
+
+
+def test_a_fingerprint_covers_the_helpers_that_a_patch_imports():
+    from nrl_patches.matrix.fingerprint import _modules
+
+    found = _modules("nrl_patches.patches.nemo_automodel.qwen_vl_checkpoint_mapping")
+    assert found == {
+        "nrl_patches.patches.nemo_automodel.qwen_vl_checkpoint_mapping",
+        "nrl_patches.patches.transformers._quiet",
+        "nrl_patches.patches.transformers._qwen_vl",
+    }

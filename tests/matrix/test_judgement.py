@@ -1,0 +1,147 @@
+"""Verdicts on declarations, from evidence that is written down here."""
+
+import pytest
+
+from nrl_patches import Patch
+from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
+from nrl_patches.matrix.judgement import judge
+
+ID = "standin.count"
+VERDICTS = {
+    (True, True): "needed",
+    (False, False): "not affected",
+    (False, True): "obsolete",
+    (True, False): "uncovered",
+}
+
+
+def declaring(affected):
+    return Patch(ID, affected=affected, upstream=("https://example.org/1",), opt_out="NRL_DISABLE_COUNT")
+
+
+def measured(states, *, releases=None, problems=()):
+    """Evidence by environment: True bad, False good, None an error."""
+    versions = {"python": "3.11", "torch": "2", "nrl-patches": "0"}
+    cells = {
+        name: Cell("error" if state is None else VERDICTS[state, state], bool(state), "c0de", state, error="E: broke")
+        for name, state in states.items()
+    }
+    measurements = {name: Measurement("2026-11-21", versions, {ID: cell}) for name, cell in cells.items()}
+    measurements |= {name: Measurement("2026-11-20", versions, problem="no wheel") for name in problems}
+    return Evidence(measurements, releases or {})
+
+
+def along(states, **more):
+    """The same along the releases of one distribution: b bad, g good, e error."""
+    meaning = {"b": True, "g": False, "e": None}
+    return measured({f"standin==1.{n}": meaning[state] for n, state in enumerate(states)}, **more)
+
+
+@pytest.mark.parametrize(
+    ("states", "affected", "seen"),
+    [
+        ("gbbg", "standin>=1.1,<1.3", "seen in 1.1, 1.2; gone in 1.3"),
+        ("bbbb", "standin>=1.0,<1.4", "seen in 1.0 to 1.3 (4 releases)"),
+        ("gbgbg", ("standin>=1.1,<1.2", "standin>=1.3,<1.4"), "seen in 1.1; gone in 1.2; seen in 1.3; gone in 1.4"),
+        ("gbebg", "standin>=1.1,<1.4", "seen in 1.1, 1.3; gone in 1.4"),
+        ("gbeg", "standin>=1.1,<1.2", "seen in 1.1; gone in 1.3"),
+    ],
+)
+def test_what_it_suggests_is_what_it_accepts(states, affected, seen):
+    evidence = along(states)
+    judgement = judge(declaring("standin<0.1"), evidence)
+    assert judgement.suggestion == (affected if isinstance(affected, tuple) else (affected,))
+    assert judgement.objections
+    exact = judge(declaring(affected), evidence)
+    assert exact.objections == ()
+    assert exact.seen == f"{seen}; measured 2026-11-21"
+    assert exact.lines()[0].startswith("exact: ")
+
+
+@pytest.mark.parametrize(
+    ("affected", "objection"),
+    [
+        ("standin>=1.1,<1.2", "standin==1.2 has the defect, but is not declared"),
+        ("standin>=1.0,<1.3", "standin==1.0 is declared, but does not have the defect"),
+        ("standin>=1.1,!=1.3", "standin: the range has no end, but nobody measured what is to come"),
+    ],
+)
+def test_too_narrow_too_wide_and_endless(affected, objection):
+    judgement = judge(declaring(affected), along("gbbg"))
+    assert judgement.objections == (objection,)
+    assert judgement.lines()[-1] == '    paste: affected="standin>=1.1,<1.3"'
+
+
+def test_several_ranges_are_pasted_as_a_sequence():
+    lines = judge(declaring("standin>=1.1,<1.4"), along("gbgbg")).lines()
+    assert lines[-1] == '    paste: affected=("standin>=1.1,<1.2", "standin>=1.3,<1.4")'
+
+
+def test_a_declared_release_that_nobody_measured_is_an_objection_unless_it_was_yanked():
+    releases = {
+        "standin": {
+            "1.0": "",
+            "1.1": "",
+            "1.2": "",
+            "1.3": "",
+            "1.2.1": "",
+            "1.2.2": "yanked: oh",
+            "1.3a0": "pre-release",
+        }
+    }
+    judgement = judge(declaring("standin>=1.1,<1.3"), along("gbbg", releases=releases))
+    assert judgement.objections == ("declared, but not measured: 1.2.1",)
+
+
+def test_what_could_not_be_measured_is_said_and_decides_nothing():
+    judgement = judge(declaring("standin>=1.1,<1.4"), along("gbe", problems=["standin==1.3"]))
+    assert judgement.objections == ()
+    assert judgement.remarks == (
+        "standin==1.2 could not be measured: E: broke",
+        "standin==1.3 could not be measured: no wheel",
+    )
+
+
+def test_a_patch_that_does_not_repair_is_an_objection_though_its_range_is_right():
+    evidence = along("gbg")
+    broken = Cell("ineffective", declared=True, code="c0de", present=True)
+    evidence.measurements["standin==1.1"].cells[ID] = broken
+    assert judge(declaring("standin>=1.1,<1.2"), evidence).objections == ("standin==1.1: ineffective",)
+
+
+def test_nothing_measured_supports_nothing():
+    judgement = judge(declaring("standin<2"), Evidence())
+    assert judgement.seen == "not measured"
+    assert judgement.objections
+    assert judge(declaring("standin<2"), along("ggg")).lines()[-1].startswith("    paste: nothing")
+
+
+PAIR = {
+    "front==1 & back==1": False,
+    "front==1 & back==2": True,
+    "front==2 & back==1": False,
+    "front==2 & back==2": True,
+    "front==3 & back==1": False,
+    "front==3 & back==2": False,
+}
+
+
+def test_a_pair_is_a_product_of_two_ranges():
+    judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(PAIR))
+    assert judgement.objections == ()
+    assert judgement.suggestion == ("front>=1,<3 & back>=2,<2.1",)
+    assert judgement.seen == "seen in 1, 2; gone in 3; measured 2026-11-21"
+
+
+def test_a_pair_that_no_product_describes_gets_no_suggestion():
+    crossed = PAIR | {"front==1 & back==1": True}
+    judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(crossed))
+    assert judgement.objections == ("front==1 & back==1 has the defect, but is not declared",)
+    assert judgement.suggestion == ()
+
+
+def test_a_patch_of_one_distribution_is_judged_in_every_environment_of_a_release():
+    evidence = measured({"front==1 & back==1": True, "front==1 & back==2": None, "front==2 & back==1": False})
+    judgement = judge(declaring("front>=1,<2"), evidence)
+    assert judgement.objections == ()
+    assert judgement.remarks == ("front==1 & back==2 could not be measured: E: broke",)

@@ -1,0 +1,255 @@
+"""``nrl-patches matrix`` as a user runs it, on an index of our own with good, bad and broken releases."""
+
+import json
+import signal
+import subprocess
+import sys
+
+import pytest
+from matrix.local_index import Index, serve
+from package_copy import OFF_BY_ONE, RIGHT, Copy
+
+ID = "standin.count"
+
+PROBE = """
+    from standin.core import count
+    from importlib.metadata import version
+    with open({log!r}, "a") as log:
+        log.write(version("standin") + "\\n")
+    return Observation(count() != 2, {{"count": count()}})
+"""
+
+
+class Bench(Copy):
+    """A copy of the package whose only patch is about the stand-in, and the index that has its releases."""
+
+    def __init__(self, folder):
+        super().__init__(folder)
+        self.index = Index()
+        for version in ("1.1", "1.5"):
+            self.index.add(version, RIGHT)
+        for version in ("1.2", "1.3", "1.4"):
+            self.index.add(version, OFF_BY_ONE)
+        self.log = folder / "probed"
+        self.declare("standin>=1.2,<1.5")
+
+    def declare(self, affected, **fields):
+        self.patch(probe=PROBE.format(log=str(self.log)), affected=affected, **fields)
+
+    def settings(self):
+        return self.environ(UV_DEFAULT_INDEX=self.address, UV_CACHE_DIR="")
+
+    def command(self, *args):
+        return [sys.executable, "-m", "nrl_patches", "matrix", "--jobs", "2", *args]
+
+    def matrix(self, *args):
+        return subprocess.run(
+            self.command(*args), env=self.settings(), cwd=self.folder, capture_output=True, text=True, check=False
+        )
+
+    def known(self):
+        return json.loads((self.folder / ".nrl-patches-matrix" / "matrix.json").read_text())["measurements"]
+
+    def verdicts(self):
+        return {name.removeprefix("standin=="): m["cells"][ID]["verdict"] for name, m in self.known().items()}
+
+    def probed(self):
+        """The releases that were probed since the last call, each as often as it was."""
+        lines = self.log.read_text().split() if self.log.exists() else []
+        self.log.unlink(missing_ok=True)
+        return sorted(lines)
+
+
+@pytest.fixture
+def bench(tmp_path):
+    made = Bench(tmp_path)
+    with serve(made.index) as made.address:
+        yield made
+
+
+def test_it_measures_what_is_declared_with_a_margin_and_the_newest_and_writes_the_report(bench):
+    for version in ("0.9", "1.0", "1.6", "1.7", "1.8"):
+        bench.index.add(version, RIGHT)
+    done = bench.matrix()
+    assert done.returncode == 0, done.stderr
+    assert set(bench.verdicts()) == {"1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.8"}
+    assert done.stdout.startswith(f"exact: {ID}: standin>=1.2,<1.5: seen in 1.2, 1.3, 1.4; gone in 1.5; measured 20")
+    report = bench.folder / ".nrl-patches-matrix" / "report"
+    assert {file.name for file in report.iterdir()} == {"matrix.json", "matrix.svg", "matrix.png", "matrix.html"}
+    cell = bench.known()["standin==1.3"]["cells"][ID]
+    assert (cell["present"], cell["evidence"], cell["patched"]) == (True, {"count": 1}, {"count": 2})
+    assert "8/8, about 0 s left: " in done.stderr
+    assert "gives it back" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("affected", "objection"),
+    [
+        ("standin>=1.2,<1.4", "standin==1.4 has the defect, but is not declared"),
+        ("standin>=1.1,<1.5", "standin==1.1 is declared, but does not have the defect"),
+        ("standin>=1.2", "standin: the range has no end"),
+    ],
+)
+def test_a_declaration_that_is_not_what_was_measured_fails_with_one_to_paste(bench, affected, objection):
+    bench.declare(affected)
+    done = bench.matrix()
+    assert done.returncode == 1
+    assert objection in done.stdout
+    assert '    paste: affected="standin>=1.2,<1.5"' in done.stdout
+    bench.declare("standin>=1.2,<1.5")
+    assert bench.matrix().returncode == 0
+
+
+def test_a_second_run_measures_nothing_and_a_new_release_only_itself(bench):
+    assert bench.matrix().returncode == 0
+    assert bench.probed()
+    requests = len(bench.index.requests)
+    assert bench.matrix().returncode == 0
+    assert bench.probed() == []
+    assert len(bench.index.requests) == requests + 1  # what is there
+    bench.index.add("1.7", OFF_BY_ONE)
+    done = bench.matrix()
+    assert done.returncode == 1
+    assert bench.probed() == ["1.7"]
+    assert 'paste: affected=("standin>=1.2,<1.5", "standin>=1.7,<1.8")' in done.stdout
+
+
+def test_a_changed_range_measures_the_releases_it_is_about_and_a_changed_probe_all(bench):
+    bench.declare("standin>=1.2,<1.4")
+    bench.matrix()
+    bench.probed()
+    bench.declare("standin>=1.2,<1.5")
+    bench.matrix()
+    assert bench.probed() == ["1.4", "1.4"]
+    bench.declare("standin>=1.2,<1.5", more="CHANGED = True\n")
+    bench.matrix()
+    assert set(bench.probed()) == set(bench.verdicts())
+
+
+@pytest.mark.parametrize("after", [0, 2])
+def test_killed_at_any_moment_it_resumes_without_redoing_what_was_finished(bench, after):
+    with subprocess.Popen(bench.command(), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE) as process:
+        for _ in range(1 + after):  # the headline, then a line per release
+            process.stderr.readline()
+        process.send_signal(signal.SIGKILL)
+    finished = set(bench.verdicts()) if after else set()
+    assert len(finished) >= after
+    done = bench.matrix()
+    assert done.returncode == 0, done.stderr
+    assert f"{5 - len(finished)} environments to measure" in done.stderr
+    assert set(bench.verdicts()) == {"1.1", "1.2", "1.3", "1.4", "1.5"}
+    assert not list((bench.folder / ".nrl-patches-matrix").rglob("*.part-*"))
+
+
+def test_a_release_that_cannot_be_installed_does_not_stop_the_others_and_is_tried_again_when_asked(bench):
+    bench.index.add("1.3", RIGHT, content=b"no wheel")
+    done = bench.matrix()
+    assert done.returncode == 0
+    assert "    standin==1.3 could not be measured: standin==1.3 cannot be installed: error: " in done.stdout
+    assert len(bench.known()) == 5
+    bench.probed()
+    bench.index.add("1.3", OFF_BY_ONE)
+    assert bench.matrix().returncode == 0
+    assert bench.probed() == []
+    assert bench.matrix("--again", "errors").returncode == 0
+    assert bench.probed() == ["1.3", "1.3"]
+
+
+def test_a_release_on_which_the_probe_raises_is_an_error_with_the_reason(bench):
+    bench.index.add("1.4", "raise ImportError('no operator')")
+    done = bench.matrix()
+    assert bench.verdicts()["1.4"] == "error"
+    assert "standin==1.4 could not be measured: ImportError: no operator" in done.stdout
+    # What cannot be measured is neither in nor out: the range ends before it.
+    assert "standin>=1.2,<1.5: seen in 1.2, 1.3; gone in 1.5" in done.stdout
+
+
+HANG = "import time\ntime.sleep(600)\n"
+CRASH = "import os\nos.kill(os.getpid(), 11)\n"
+
+
+@pytest.mark.parametrize(
+    ("core", "said"),
+    [
+        (HANG, "importing what is patched took longer than 2 s"),
+        (CRASH, "importing what is patched was killed by SIGSEGV"),
+        (
+            f"def count():\n    {HANG.splitlines()[0]}\n    {HANG.splitlines()[1]}\n",
+            "took longer than 2 s and was killed",
+        ),
+        (
+            f"def count():\n    {CRASH.splitlines()[0]}\n    {CRASH.splitlines()[1]}\n",
+            "the probe was killed by SIGSEGV",
+        ),
+    ],
+    ids=["import-hangs", "import-crashes", "probe-hangs", "probe-crashes"],
+)
+def test_what_hangs_or_crashes_is_killed_and_said_and_does_not_stop_the_others(bench, core, said):
+    bench.index.add("1.4", core)
+    done = bench.matrix("--timeout", "2", "--releases", ">=1.3,<1.6")
+    assert "standin==1.4 could not be measured: " in done.stdout
+    assert said in done.stdout
+    assert bench.known()["standin==1.3"]["cells"][ID]["verdict"] == "needed"
+    assert bench.known()["standin==1.5"]["cells"][ID]["verdict"] == "not affected"
+
+
+def test_yanked_releases_are_measured_but_no_range_bends_around_them_and_pre_releases_wait_to_be_asked_for(bench):
+    bench.index.add("1.3", RIGHT, yanked="by mistake")
+    bench.index.add("1.5rc1", OFF_BY_ONE)
+    done = bench.matrix()
+    assert done.returncode == 0, done.stdout
+    assert "    standin==1.3 (yanked: by mistake) is not affected, against the range" in done.stdout
+    assert "1.5rc1" not in bench.verdicts()
+    bench.matrix("--pre")
+    assert bench.verdicts()["1.5rc1"] == "needed"
+
+
+def test_a_selection_measures_no_more_and_the_report_keeps_the_rest(bench):
+    done = bench.matrix("standin", "--releases", ">=1.2,<1.4")
+    assert set(bench.verdicts()) == {"1.2", "1.3"}
+    assert "declared, but not measured: 1.4" in done.stdout
+    assert done.returncode == 1
+    bench.matrix("--patch", ID)
+    assert len(bench.verdicts()) == 5
+
+
+@pytest.mark.parametrize(
+    ("args", "said"),
+    [
+        (["elsewhere"], "no patch is about 'elsewhere', only about standin"),
+        (["--patch", "nothing"], "'nothing' is no patch"),
+        (["--releases", "about 5"], "no version specifier"),
+    ],
+)
+def test_what_it_cannot_do_it_says(bench, args, said):
+    done = bench.matrix(*args)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_an_index_that_does_not_answer_is_said_and_known_things_can_still_be_reported(bench):
+    assert bench.matrix().returncode == 0
+    bench.address = "http://127.0.0.1:9/simple/"
+    done = bench.matrix()
+    assert done.returncode == 1
+    assert "Error: standin: ConnectionError" in done.stderr
+    assert "Traceback" not in done.stderr
+    done = bench.matrix("--offline")
+    assert done.returncode == 0
+    assert done.stdout.startswith("exact: ")
+
+
+def test_two_runs_do_not_share_a_folder_and_clean_gives_it_back(bench):
+    bench.matrix("--releases", "==1.2")
+    folder = bench.folder / ".nrl-patches-matrix"
+    (folder / "mine.txt").write_text("not ours")
+    with subprocess.Popen(bench.command(), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE) as process:
+        process.stderr.readline()
+        done = bench.matrix()
+        assert done.returncode == 1
+        assert "its lock is held" in done.stderr
+        process.kill()
+    done = bench.matrix("--clean")
+    assert done.returncode == 0
+    assert "given back" in done.stdout
+    assert {file.name for file in folder.iterdir()} == {"mine.txt"}

@@ -103,7 +103,7 @@ class Bench:
             folders = build(task.environment, self.folder)
             told = self._tripwires(task, folders)
         except (BuildProblem, ValueError) as problem:
-            return Measurement(today, versions, problem=_in_a_line(str(problem)))
+            return Measurement(today, versions, problem=self._in_a_line(str(problem)))
         cells = {t["id"]: self._cell(t, task.environment) for t in told}
         return Measurement(today, versions, cells)
 
@@ -135,7 +135,7 @@ class Bench:
         if not told:
             hung = process.returncode == -signal.SIGALRM
             how = f"took longer than {self.timeout:g} s" if hung else describe_end(process.returncode)
-            raise ValueError(f"importing what is patched {how}; {_in_a_line(output)}")
+            raise ValueError(f"importing what is patched {how}; {self._in_a_line(output)}")
         tripwires: list[dict[str, Any]] = json.loads(told)["tripwires"]
         return tripwires
 
@@ -154,9 +154,17 @@ class Bench:
             present=present,
             evidence=_rounded(off.get("evidence", {})),
             patched=_rounded(on.get("evidence", {})),
-            error=_in_a_line(error),
+            error=self._in_a_line(error),
             seconds=round(sum(side.get("seconds", 0.0) for side in (off, on)), 1),
         )
+
+    def _in_a_line(self, text: str) -> str:
+        # What was raised stands in the last line of a traceback. Where things lie on this machine is no evidence.
+        lines = [line.strip() for line in text.splitlines() if line.strip()]
+        told = lines[-1] if lines else ""
+        for place in (self.folder.resolve(), Path(__file__).parents[2], sys.prefix):
+            told = told.replace(f"{place}/", "")
+        return told if len(told) <= _LINE else f"{told[:_LINE]}…"
 
     def _kill(self) -> None:
         with self._lock:
@@ -174,10 +182,3 @@ def _not_measured(installed: Mapping[str, str], releases: Mapping[str, Version])
 
 def _rounded(evidence: Mapping[str, Any]) -> dict[str, float | str | bool]:
     return {k: float(f"{v:.4g}") if isinstance(v, float) else v for k, v in evidence.items()}
-
-
-def _in_a_line(text: str) -> str:
-    # What was raised stands in the last line of a traceback.
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    told = lines[-1] if lines else ""
-    return told if len(told) <= _LINE else f"{told[:_LINE]}…"

@@ -1,11 +1,11 @@
 """``nrl-patches run``: programs whose code cannot be changed, and what they start."""
 
+import ast
 import os
 import signal
 import subprocess
 import sys
 import venv
-from pathlib import Path
 
 import pytest
 from releases import results, run_on
@@ -13,7 +13,6 @@ from standins import ROOT
 
 from nrl_patches.registry import load
 
-FOLDER = Path(__file__).parent
 GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 GROUP = "nrl_patches.startup"
 
@@ -183,6 +182,20 @@ def test_the_group_names_the_packages_of_all_targets():
     assert named == {fix.module.partition(".")[0] for patch in load() for fix in patch.fixes}
     startup = (ROOT / "nrl_patches" / "startup" / "sitecustomize.py").read_text()
     assert f"PACKAGES = {tuple(sorted(named))}".replace("'", '"') in startup
+
+
+def test_loading_an_entry_point_imports_nothing_else(copy):
+    # vLLM forgets what the load of a plugin raises, and autowrapt loads ours in processes that never need it.
+    code = """
+import sys
+before = set(sys.modules)
+import nrl_patches_startup
+print(sorted(set(sys.modules) - before - {"__future__", "typing"} - set(sys.builtin_module_names)))
+"""
+    done = copy.python("-S", "-c", code)
+    new = set(ast.literal_eval(done.stdout))
+    assert "nrl_patches_startup" in new, done.stderr
+    assert not {name for name in new if name.partition(".")[0] in {"nrl_patches", "wrapt", "json", "logging"}}
 
 
 PROBE = """

@@ -20,7 +20,7 @@ from nrl_patches.matrix.page import page
 from nrl_patches.matrix.panels import panels
 from nrl_patches.matrix.picture import draw, to_png, to_svg
 from nrl_patches.matrix.plan import Selection, Task, axis
-from nrl_patches.matrix.workshop import InUseError, Workshop, disk_usage
+from nrl_patches.matrix.workshop import Again, InUseError, Workshop, disk_usage
 
 __all__ = ["matrix"]
 
@@ -59,7 +59,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     releases: SpecifierSet | None,
     ids: tuple[str, ...],
     pre: bool,
-    again: str | None,
+    again: Again | None,
     jobs: int | None,
     timeout: float,
     folder: Path,
@@ -85,10 +85,8 @@ def matrix(  # noqa: PLR0913 - one parameter per option
             click.echo(f"{_bytes(workshop.clean())} given back")
             return
         with workshop.open():
-            if again == "errors":
-                workshop.forget_errors()
             if not offline:
-                tasks = workshop.plan(Selection(releases, prereleases=pre), again=again == "all")
+                tasks = workshop.plan(Selection(releases, prereleases=pre), again)
                 _measure(workshop, tasks, jobs or jobs_here())
             agrees = _report(workshop.evidence, patches, output or workshop.report)
     except (InUseError, IndexProblem, ValueError) as problem:

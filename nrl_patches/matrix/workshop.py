@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Literal
 
 from packaging.requirements import Requirement
 
@@ -21,7 +22,9 @@ from nrl_patches.matrix.index import find_releases
 from nrl_patches.matrix.measurement import Bench, is_declared
 from nrl_patches.matrix.plan import Selection, Task, plan
 
-__all__ = ["InUseError", "Workshop", "disk_usage"]
+__all__ = ["Again", "InUseError", "Workshop", "disk_usage"]
+
+Again = Literal["errors", "all"]
 
 
 class InUseError(Exception):
@@ -76,12 +79,12 @@ class Workshop:
                 self._add(Evidence.read(file))
             yield
 
-    def plan(self, selection: Selection, *, again: bool = False) -> list[Task]:
+    def plan(self, selection: Selection, again: Again | None = None) -> list[Task]:
         """Ask the index what there is, and return what is left to measure.
 
         Args:
             selection: What the user asked for.
-            again: Whether what is known is measured anew.
+            again: What is measured anew although it is known: what gave no answer, or all.
 
         Raises:
             IndexProblem: The index does not answer.
@@ -91,9 +94,9 @@ class Workshop:
         remarks = {name: {str(r.version): r.remark for r in found} for name, found in releases.items()}
         self._add(Evidence(releases=remarks))
         tasks = plan(self.patches.values(), releases, selection, self._pin)
-        if again:
+        if again == "all":
             return tasks
-        left = (dataclasses.replace(task, patches=self._stale(task)) for task in tasks)
+        left = (dataclasses.replace(task, patches=self._stale(task, errors=again == "errors")) for task in tasks)
         return [task for task in left if task.patches]
 
     def run(self, tasks: Sequence[Task], jobs: int, done: Callable[[Task, Measurement, float], None]) -> None:
@@ -117,15 +120,6 @@ class Workshop:
         self.bench.measure_all(tasks, jobs, keep)
         write_whole(self.folder / "matrix.json", self.evidence.text())
 
-    def forget_errors(self) -> None:
-        """Drop what gave no answer, so that it is measured again."""
-        measurements = {
-            environment: dataclasses.replace(m, cells={i: c for i, c in m.cells.items() if c.present is not None})
-            for environment, m in self.evidence.measurements.items()
-            if not m.problem
-        }
-        self.evidence = dataclasses.replace(self.evidence, measurements=measurements)
-
     def clean(self) -> int:
         """Delete what this class made, and return the bytes that it took."""
         size = disk_usage(self.folder)
@@ -143,16 +137,22 @@ class Workshop:
         except BuildProblem:
             return None  # Measuring it will meet the problem again, and report it.
 
-    def _stale(self, task: Task) -> tuple[str, ...]:
+    def _stale(self, task: Task, *, errors: bool) -> tuple[str, ...]:
         """The patches of a task that were not measured there as they are now, code and declaration."""
         known = self.evidence.measurements.get(task.environment)
-        if known is not None and known.problem:
+        if known is None or (known.problem and errors):
+            return task.patches
+        if known.problem:
             return ()
-        cells = {} if known is None else known.cells
-        return tuple(i for i in task.patches if not self._is_current(i, cells.get(i), task.environment))
+        current = {
+            patch_id
+            for patch_id, cell in known.cells.items()
+            if self._is_current(patch_id, cell, task.environment) and not (errors and cell.present is None)
+        }
+        return tuple(patch_id for patch_id in task.patches if patch_id not in current)
 
-    def _is_current(self, patch_id: str, cell: Cell | None, environment: str) -> bool:
-        if cell is None or cell.code != self.codes[patch_id]:
+    def _is_current(self, patch_id: str, cell: Cell, environment: str) -> bool:
+        if cell.code != self.codes.get(patch_id):
             return False
         return cell.declared is is_declared(self.patches[patch_id], environment)
 

@@ -56,7 +56,7 @@ def test_the_switches_travel(covered):
 
 
 def test_a_process_that_imports_no_target_does_not_even_import_wrapt(covered):
-    # benchmarks/run_cost.py says what that saves.
+    # tests/benchmarks/process_cost.py says what that saves.
     asked = "import sys; print(*sorted(n for n in sys.modules if n.startswith(('autowrapt', 'nrl_patches', 'wrapt'))))"
     assert run(covered, sys.executable, "-c", asked).stdout == "autowrapt autowrapt.bootstrap\n"
 

@@ -1,6 +1,6 @@
 """What the processes of a job pay, in one run: ratios between interleaved fresh interpreters, medians of many.
 
-    python benchmarks/process_cost.py [ROUNDS]
+    python tests/benchmarks/process_cost.py [ROUNDS]
 
 Needs the extra ``run``. A process that never imports a target under ``nrl-patches run`` against a bare one, and against
 what autowrapt alone would cost it; importing the package with and without its record; a fork with and without it; a

@@ -1,6 +1,6 @@
 """What a patched forward costs beside the unpatched one, in one process: ratios of interleaved blocks.
 
-    python benchmarks/hot_path.py FAMILY [BLOCKS]
+    python tests/benchmarks/hot_path.py FAMILY [BLOCKS]
 
 Run it on a release that a KV-sharing patch is for. The forward uses a cache, so both sides compute the same.
 """
@@ -18,7 +18,7 @@ from nrl_patches.patches.transformers import _kv_sharing
 def main() -> None:
     """Print the median ratio of patched to unpatched blocks, and that of unpatched to unpatched for comparison."""
     family = sys.argv[1]
-    blocks = int(sys.argv[2]) if len(sys.argv) > 2 else 60  # noqa: PLR2004
+    blocks = int(sys.argv[2]) if len(sys.argv) > 2 else 60
     model = _kv_sharing.tiny_model(family).eval()
     tokens = torch.arange(1, 17).view(1, -1)
 

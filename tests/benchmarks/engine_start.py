@@ -1,6 +1,6 @@
 """What the patches cost at the start of a vLLM engine, in one run: their own time over that of the whole start.
 
-    python benchmarks/engine_start.py MODEL [ROUNDS]
+    python tests/benchmarks/engine_start.py MODEL [ROUNDS]
 
 Starts of an engine differ by far more than the patches take, so the difference of two starts tells nothing. Instead a
 clock in each process of the engine (front end, EngineCore, worker) measures the import of nrl_patches and the
@@ -89,7 +89,7 @@ def main() -> None:
         start(sys.argv[2])
         return
     ratios = []
-    for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 3):  # noqa: PLR2004
+    for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 3):
         whole, spent = measure(sys.argv[1])
         ratios.append(sum(map(sum, spent.values())) / whole)
         parts = {name: f"{1000 * first:.0f} + {1000 * later:.0f} ms" for name, (first, later) in spent.items()}

@@ -1,6 +1,6 @@
 """What ``import nrl_patches`` costs, in one run: ratios between interleaved fresh interpreters, medians of many.
 
-python benchmarks/import_cost.py [ROUNDS]
+python tests/benchmarks/import_cost.py [ROUNDS]
 """
 
 import statistics

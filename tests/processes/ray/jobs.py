@@ -14,8 +14,12 @@ import tempfile
 from contextlib import contextmanager
 from pathlib import Path
 
-os.environ |= {"RAY_USAGE_STATS_ENABLED": "0", "RAY_TMPDIR": tempfile.gettempdir()}
-os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"  # Loopback only.
+os.environ |= {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_TMPDIR": tempfile.gettempdir(),
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # Loopback only.
+    "RAY_worker_niceness": "0",  # With Ray's 15, workers starve between other tests.
+}
 
 import ray
 from processes.vllm import checkpoint, engine

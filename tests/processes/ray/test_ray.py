@@ -1,21 +1,21 @@
 """Tasks and actors of real Ray on this machine, and an engine of the real vLLM in an actor."""
 
-import os
-
 import pytest
 from processes.vllm.running import BROKEN, check_patched, start
-from releases import folders, results
+from releases import FOLDER, results
 from standins import ROOT
 
-RAY = ("ray==2.60.0", "msgpack==1.2.4")
+from nrl_patches.matrix.environments import Part, build_part
+
+RAY = Part(("ray==2.60.0", "msgpack==1.2.4"))
 """In front of vLLM's environment, which has everything else that Ray needs."""
 
 pytestmark = pytest.mark.xdist_group("engines")
 
 
 def jobs(what):
-    overlay = os.pathsep.join(str(folder) for release in RAY for folder in folders(release))
-    return results(start(ROOT / "tests" / "processes" / "ray" / "jobs.py", what, overlay=overlay, BROKEN=str(BROKEN)))
+    script = ROOT / "tests" / "processes" / "ray" / "jobs.py"
+    return results(start(script, what, overlay=build_part(RAY, FOLDER), BROKEN=str(BROKEN)))
 
 
 def test_tasks_and_actors_are_patched_as_the_driver_says():

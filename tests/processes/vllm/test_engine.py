@@ -16,7 +16,11 @@ PATCHED = {
         ("import", "multiprocessing", "multiprocessing"),
     ),
     "forked": (["fork"], {}, ("plugin", "plugin", "plugin")),
-    "in one process": ([], IN_PROCESS, ("plugin", None, "plugin")),
+    "in one process, by its name": (
+        [],
+        {"VLLM_PLUGINS": "another,nrl-patches", **IN_PROCESS},
+        ("plugin", None, "plugin"),
+    ),
 }
 """Options of engine.py, the environment, and what has to have brought the patches into each part of the engine."""
 

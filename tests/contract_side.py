@@ -39,7 +39,7 @@ def held_at(fix):
     *path, name = fix.qualname.split(".")
     try:
         owner = functools.reduce(getattr, path, importlib.import_module(fix.module))
-    except (ImportError, AttributeError):
+    except Exception:  # noqa: BLE001 - two releases that do not go together may raise anything
         return None
     return vars(owner).get(name)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from nrl_patches.activation import default_activation
 from nrl_patches.declaration import Patch
-from nrl_patches.matrix.evidence import Evidence, Measurement, write_whole
+from nrl_patches.matrix.evidence import Measurement, write_whole
 from nrl_patches.matrix.index import IndexProblem
 from nrl_patches.matrix.judgement import judge
 from nrl_patches.matrix.measurement import jobs_here
@@ -20,7 +21,7 @@ from nrl_patches.matrix.page import page
 from nrl_patches.matrix.panels import panels
 from nrl_patches.matrix.picture import draw, to_png, to_svg
 from nrl_patches.matrix.plan import Selection, Task, axis
-from nrl_patches.matrix.workshop import Again, InUseError, Workshop, disk_usage
+from nrl_patches.matrix.workshop import Again, NotOursError, Workshop, disk_usage
 
 __all__ = ["matrix"]
 
@@ -84,15 +85,18 @@ def matrix(  # noqa: PLR0913 - one parameter per option
         if clean:
             click.echo(f"{_bytes(workshop.clean())} given back")
             return
+        os.environ.setdefault("MPLCONFIGDIR", str(workshop.folder / "matplotlib"))  # Otherwise it is the user's.
         with workshop.open():
             if not offline:
                 tasks = workshop.plan(Selection(releases, prereleases=pre), again)
                 _measure(workshop, tasks, jobs or jobs_here())
-            agrees = _report(workshop.evidence, patches, output or workshop.report)
-    except (InUseError, IndexProblem, ValueError) as problem:
+            agrees = _report(workshop, output or workshop.report)
+    except (NotOursError, IndexProblem, OSError, ValueError) as problem:
         raise click.ClickException(str(problem)) from problem
     click.echo(f"{folder} takes {_bytes(disk_usage(folder))}; `nrl-patches matrix --clean` gives it back", err=True)
-    sys.exit(int(not agrees))
+    for broken in default_activation().registry.broken:
+        click.echo(str(broken), err=True)
+    sys.exit(int(not agrees or bool(default_activation().registry.broken)))
 
 
 def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Patch]:
@@ -121,11 +125,12 @@ def _measure(workshop: Workshop, tasks: Sequence[Task], jobs: int) -> None:
     workshop.run(tasks, jobs, tell)
 
 
-def _report(evidence: Evidence, patches: Sequence[Patch], folder: Path) -> bool:
-    judgements = [judge(patch, evidence) for patch in patches]
+def _report(workshop: Workshop, folder: Path) -> bool:
+    evidence, patches = workshop.evidence, workshop.patches.values()
+    judgements = [judge(patch, evidence, workshop.codes[patch.id]) for patch in patches]
     lines = [line for judgement in judgements for line in judgement.lines()]
     shown = panels(patches, evidence)
-    days = sorted(m.date for m in evidence.measurements.values())
+    days = sorted(cell.date for m in evidence.measurements.values() for cell in m.cells.values())
     caption = f"Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))}" if days else "Nothing was measured"
     figure = draw(shown, caption=caption)
     svg = to_svg(figure)

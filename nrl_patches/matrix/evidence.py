@@ -37,6 +37,7 @@ class Cell:
         patched: What it measured with the patch; empty where the tripwire did not ask.
         error: Why there is no answer, in one line.
         seconds: How long the tripwire took.
+        date: The day, ISO 8601.
     """
 
     verdict: str
@@ -47,6 +48,7 @@ class Cell:
     patched: Mapping[str, float | str | bool] = field(default_factory=dict)
     error: str = ""
     seconds: float = 0.0
+    date: str = ""
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,8 @@ class Measurement:
     """What was measured in one environment.
 
     Attributes:
-        date: The day of the newest cell, ISO 8601.
-        versions: Of python, torch and nrl-patches.
+        date: The day of the last attempt, ISO 8601.
+        versions: Of python, torch and nrl-patches, then.
         cells: By patch id.
         problem: Why the environment could not be made, in one line; there are no cells then.
     """
@@ -66,7 +68,12 @@ class Measurement:
     problem: str = ""
 
     def with_newer(self, newer: Measurement) -> Measurement:
-        """Return this measurement with the cells of a newer one of the same environment in the place of its own."""
+        """Return this measurement with the cells of a newer one of the same environment in the place of its own.
+
+        Where the newer attempt could not even make the environment, what was seen before stands.
+        """
+        if newer.problem and self.cells:
+            return self
         return dataclasses.replace(newer, cells={**self.cells, **newer.cells})
 
 
@@ -92,8 +99,8 @@ class Evidence:
         if not file.exists():
             return cls()
         held = json.loads(file.read_text(encoding="utf-8"))
-        if held["schema"] != SCHEMA_VERSION:
-            raise ValueError(f"{file} has schema {held['schema']}, not {SCHEMA_VERSION}")
+        if held.get("schema") != SCHEMA_VERSION:
+            raise ValueError(f"{file} has schema {held.get('schema')}, not {SCHEMA_VERSION}")
         return cls({name: _measurement(m) for name, m in held["measurements"].items()}, held["releases"])
 
     def text(self) -> str:

@@ -1,6 +1,6 @@
-"""Which code a measurement is about: a patch file and the helpers that it imports, without what only people read.
+"""Which code a measurement is about: a patch file and what it imports of its package, without what only people read.
 
-A changed comment, docstring or ``affected`` does not make a measurement stale; a changed probe, guard or fix does.
+A changed comment, docstring, link or ``affected`` makes no measurement stale; a changed probe, guard or fix does.
 """
 
 from __future__ import annotations
@@ -15,50 +15,64 @@ from nrl_patches.declaration import Patch
 
 __all__ = ["fingerprint"]
 
-_PACKAGE = "nrl_patches.patches"
+_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out"})
+_NOT_CODE = frozenset({"ctx", "kind", "type_comment", "type_params"})  # Some Pythons have them, some not.
 
 
 def fingerprint(patch: Patch) -> str:
     """Return 12 hexadecimal digits that change when the code of a patch does; the same under every Python."""
     digest = hashlib.sha256()
-    for module in sorted(_modules(patch.module)):
-        digest.update("\n".join(_code(_source(module))).encode())
+    for tree in _trees(patch.module).values():
+        digest.update(_shown(tree).encode())
     return digest.hexdigest()[:12]
 
 
-def _source(module: str) -> str:
-    spec = importlib.util.find_spec(module)
-    if spec is None or spec.origin is None:
-        raise ValueError(f"{module} has no source file")
+def _trees(module: str) -> dict[str, ast.AST]:
+    """The syntax of a module and of what it imports from the patches around it, by name, sorted."""
+    package = "nrl_patches.patches" if module.startswith("nrl_patches.patches.") else module.partition(".")[0]
+    found: dict[str, ast.AST] = {}
+    todo = [module]
+    while todo:
+        name = todo.pop()
+        source = None if name in found else _source(name)
+        if source is not None:
+            found[name] = ast.parse(source)
+            todo += [i for i in _imported(found[name], name) if i.startswith(f"{package}.")]
+    return dict(sorted(found.items()))
+
+
+def _source(module: str) -> str | None:
+    """The text of a module; None for packages, and for names that are no modules."""
+    try:
+        spec = importlib.util.find_spec(module)
+    except ModuleNotFoundError:
+        return None
+    if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
+        return None
     return Path(spec.origin).read_text(encoding="utf-8")
 
 
-def _modules(module: str) -> set[str]:
-    found, todo = set(), [module]
-    while todo:
-        name = todo.pop()
-        if name not in found:
-            found.add(name)
-            todo += _helpers(_source(name))
-    return found
+def _imported(tree: ast.AST, module: str) -> Iterator[str]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            relative = f"{'.' * node.level}{node.module or ''}"
+            origin = importlib.util.resolve_name(relative, module.rpartition(".")[0])
+            yield from (origin, *(f"{origin}.{name.name}" for name in node.names))
 
 
-def _helpers(source: str) -> Iterator[str]:
-    for node in ast.walk(ast.parse(source)):
-        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(_PACKAGE):
-            if node.module.rpartition(".")[2].startswith("_"):  # type: ignore[union-attr] # it starts with a package
-                yield str(node.module)
-            else:
-                yield from (f"{node.module}.{name.name}" for name in node.names if name.name.startswith("_"))
+def _shown(node: object) -> str:
+    # Not ast.dump: what that shows of empty fields is another thing in every Python.
+    if isinstance(node, list):
+        return f"[{','.join(_shown(item) for item in node if not _is_docstring(item))}]"
+    if not isinstance(node, ast.AST):
+        return repr(node)
+    fields = {name: value for name, value in ast.iter_fields(node) if name not in _NOT_CODE and value not in (None, [])}
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Patch":
+        fields["keywords"] = [keyword for keyword in node.keywords if keyword.arg not in _FOR_PEOPLE]
+    return f"{type(node).__name__}({','.join(f'{name}={_shown(value)}' for name, value in fields.items())})"
 
 
-def _code(source: str) -> Iterator[str]:
-    dropped: set[int] = set()
-    for node in ast.walk(ast.parse(source)):
-        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
-        declaration = isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Patch"
-        if isinstance(node, ast.Expr | ast.Call) and (docstring or declaration):
-            dropped.update(range(node.lineno, (node.end_lineno or node.lineno) + 1))
-    for number, line in enumerate(source.splitlines(), start=1):
-        if number not in dropped and line.strip() and not line.lstrip().startswith("#"):
-            yield line
+def _is_docstring(node: object) -> bool:
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)

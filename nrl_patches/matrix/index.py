@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["IndexProblem", "Release", "find_releases", "unpack_source"]
 
-_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL", "PIP_INDEX_URL")
+_VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 """Where an index other than the public one may be named; the same that the installer listens to."""
 
 
@@ -87,15 +87,18 @@ def unpack_source(distribution: str, version: str, package: str, folder: Path) -
             client.download_package(archives[0], archive)
     except Exception as error:
         raise IndexProblem(f"{archive.name} cannot be fetched: {type(error).__name__}: {error}") from error
-    with tarfile.open(archive) as tar:
-        for member in tar:
-            # The first part of every name is the archive's own folder.
-            member.name = member.name.partition("/")[2]
-            if member.name == "PKG-INFO":
-                member.name = f"{package}-{version}.dist-info/METADATA"
-            elif not member.name.startswith(f"{package}/"):
-                continue
-            tar.extract(member, folder, filter="data")
+    try:
+        with tarfile.open(archive) as tar:
+            for member in tar:
+                # The first part of every name is the archive's own folder.
+                member.name = member.name.partition("/")[2]
+                if member.name == "PKG-INFO":
+                    member.name = f"{package}-{version}.dist-info/METADATA"
+                elif not member.name.startswith(f"{package}/"):
+                    continue
+                tar.extract(member, folder, filter="data")
+    except (tarfile.TarError, EOFError) as error:
+        raise IndexProblem(f"{archive.name} cannot be unpacked: {type(error).__name__}: {error}") from error
     archive.unlink()
 
 

@@ -53,6 +53,7 @@ class Judgement:
         suggestion: The requirement that the evidence supports, as ``affected`` takes it; empty if there is none.
         remarks: What else a reader should know: declared releases that could not be measured.
         dates: The days of the oldest and the newest measurement.
+        incomplete: Whether something has to be measured before anything can be suggested.
     """
 
     patch: Patch
@@ -61,6 +62,7 @@ class Judgement:
     suggestion: tuple[str, ...]
     remarks: tuple[str, ...]
     dates: tuple[str, ...]
+    incomplete: bool
 
     @property
     def seen(self) -> str:
@@ -71,20 +73,24 @@ class Judgement:
         return f"{runs}; measured {' to '.join(dict.fromkeys(self.dates))}"
 
     def lines(self) -> list[str]:
-        """Return the verdict for people: one line if the declaration is exact, otherwise what to paste."""
-        if not self.objections:
-            head = f"exact: {self.patch.id}: {self.patch.affected}: {self.seen}"
-            return [head, *(f"    {remark}" for remark in self.remarks)]
+        """Return the verdict for people: one line if the declaration is exact, otherwise what to do."""
+        word = "WRONG" if self.objections else "exact"
+        head = f"{word}: {self.patch.id}: {self.patch.affected}: {self.seen}"
+        lines = [head, *(f"    {line}" for line in (*self.objections, *self.remarks))]
+        return [*lines, f"    {self.advice}"] if self.objections else lines
+
+    @property
+    def advice(self) -> str:
+        """What to do about the objections."""
+        if self.incomplete:
+            return "measure that first; what could be pasted now would not hold"
+        if not self.suggestion:
+            return "nothing to paste: no product of ranges fits; see the page"
         shown = self.suggestion[0] if len(self.suggestion) == 1 else self.suggestion
-        paste = f"affected={shown!r}".replace("'", '"') if shown else "nothing: no product of ranges fits; see the page"
-        return [
-            f"WRONG: {self.patch.id}: {self.patch.affected}: {self.seen}",
-            *(f"    {line}" for line in (*self.objections, *self.remarks)),
-            f"    paste: {paste}",
-        ]
+        return f"paste: affected={shown!r}".replace("'", '"')
 
 
-def judge(patch: Patch, evidence: Evidence) -> Judgement:
+def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgement:
     """Compare the declaration of a patch with what was measured of it.
 
     Yanked releases and pre-releases are facts like the others, but no range is bent around them: they are remarks.
@@ -92,39 +98,51 @@ def judge(patch: Patch, evidence: Evidence) -> Judgement:
     Args:
         patch: The patch.
         evidence: All measurements.
+        code: The fingerprint of the patch; what was measured of other code does not count. None counts everything.
     """
-    cells = {
+    named = set(patch.affected.distributions)
+    found = {
         environment: measurement.cells[patch.id]
         for environment, measurement in evidence.measurements.items()
-        if patch.id in measurement.cells
+        if patch.id in measurement.cells and named <= parse_environment(environment).keys()
     }
+    cells = {e: c for e, c in found.items() if code in {None, c.code}}
     usual = {e: c for e, c in cells.items() if not _remark(e, evidence)}
-    runs = tuple(_runs(patch, usual))
-    suggestion = _suggest(patch, usual, runs)
     known = {e: c for e, c in usual.items() if c.present is not None}
-    objections = [_differs(e, c) for e, c in known.items() if is_declared(patch, e) is not c.present]
-    objections += [_fails(e, c) for e, c in known.items() if is_declared(patch, e) is c.present and _failing(c)]
-    missing = _missing(patch, evidence)
-    objections += [f"declared, but not measured: {', '.join(missing)}"] if missing else []
-    objections += [f"{d}: the range has no end, but nobody measured what is to come" for d in _open_ends(patch)]
-    if not runs:
-        objections.append("the defect was seen nowhere")
-    if suggestion and not _agrees(suggestion, known):
-        suggestion = ()
+    runs = tuple(_runs(patch, usual))
     unknown = {e: c.error for e, c in usual.items() if c.present is None}
-    unknown |= {
-        e: m.problem
-        for e, m in evidence.measurements.items()
-        if m.problem and next(iter(parse_environment(e))) == axis(patch)
-    }
-    remarks = [f"{e} could not be measured: {why}" for e, why in unknown.items() if is_declared(patch, e)]
+    unknown |= {e: m.problem for e, m in evidence.measurements.items() if m.problem and _is_along(patch, e)}
+
+    differing = [_differs(e, c) for e, c in known.items() if is_declared(patch, e) is not c.present]
+    failing = [_fails(e, c) for e, c in known.items() if is_declared(patch, e) is c.present and _failing(c)]
+    incomplete = _incomplete(patch, evidence, runs, tried={*usual, *unknown})
+    if len(found) > len(cells):
+        incomplete.append(f"{len(found) - len(cells)} measurements are of other code than today's")
+    objections = [*differing, *failing, *incomplete, *_open_ends(patch, evidence)]
+    objections += [] if runs else ["the defect was seen nowhere"]
+
+    suggestion = _suggest(patch, usual, runs)
+    beside = {v for run in runs for v in _neighbours(patch, evidence, run)}
+    remarks = [
+        f"{e}{'' if is_declared(patch, e) else ', next to the range,'} could not be measured: {why}"
+        for e, why in unknown.items()
+        if is_declared(patch, e) or parse_environment(e)[axis(patch)] in beside
+    ]
     remarks += [
         f"{e} ({_remark(e, evidence)}) is {'' if c.present else 'not '}affected, against the range"
         for e, c in cells.items()
         if _remark(e, evidence) and c.present is not None and is_declared(patch, e) is not c.present
     ]
-    days = sorted(evidence.measurements[e].date for e in cells)
-    return Judgement(patch, runs, tuple(objections), suggestion, tuple(remarks), (days[0], days[-1]) if days else ())
+    days = sorted(cell.date for cell in cells.values())
+    return Judgement(
+        patch=patch,
+        runs=runs,
+        objections=tuple(objections),
+        suggestion=suggestion if suggestion and _agrees(suggestion, known) else (),
+        remarks=tuple(remarks),
+        dates=(days[0], days[-1]) if days else (),
+        incomplete=bool(incomplete),
+    )
 
 
 def _runs(patch: Patch, cells: Mapping[str, Cell]) -> Iterable[Run]:
@@ -158,8 +176,12 @@ def _others(patch: Patch, cells: Mapping[str, Cell]) -> list[str]:
 def _range(distribution: str, bad: Sequence[Version], measured: Sequence[Version]) -> str:
     later = [version for version in measured if version > bad[-1]]
     # Patch releases of the newest minor release are covered until one is measured; the next minor release is not.
-    end = later[0] if later else Version(f"{bad[-1].major}.{bad[-1].minor + 1}")
-    return f"{distribution}>={bad[0]},<{end}"
+    end = later[0] if later else _next_minor(bad[-1])
+    return f"{distribution}>={bad[0].public},<{end.public}"
+
+
+def _next_minor(version: Version) -> Version:
+    return Version(f"{version.epoch}!{version.major}.{version.minor + 1}")
 
 
 def _agrees(suggestion: Sequence[str], known: Mapping[str, Cell]) -> bool:
@@ -180,28 +202,57 @@ def _differs(environment: str, cell: Cell) -> str:
 
 
 def _failing(cell: Cell) -> bool:
-    # Obsolete and uncovered were judged against the declaration of their day; today's is compared above.
-    return cell.verdict not in {*PASSING, Verdict.OBSOLETE, Verdict.UNCOVERED}
+    # Obsolete was judged against the declaration of its day. Where that did not cover it, the patch was not tried.
+    return cell.verdict not in {*PASSING, Verdict.OBSOLETE}
 
 
 def _fails(environment: str, cell: Cell) -> str:
+    if cell.verdict == Verdict.UNCOVERED:
+        return f"{environment} is declared since, but the patch was not tried there"
     return f"{environment}: {cell.verdict}" + (f": {cell.error}" if cell.error else "")
 
 
-def _missing(patch: Patch, evidence: Evidence) -> list[str]:
-    """The declared releases along the axis that the index has and nobody tried to measure."""
-    tried = {parse_environment(e).get(axis(patch)) for e, m in evidence.measurements.items() if patch.id in m.cells}
-    tried |= {parse_environment(e).get(axis(patch)) for e, m in evidence.measurements.items() if m.problem}
-    ranges = [part for c in patch.affected.alternatives for part in c if part.distribution == axis(patch)]
+def _incomplete(patch: Patch, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
+    """The releases along the axis that the index has, that matter, and that nobody tried to measure."""
+    done = {parse_environment(environment)[axis(patch)] for environment in tried}
+    ranges = [part.releases for c in patch.affected.alternatives for part in c if part.distribution == axis(patch)]
+    declared = [v for v in _finals(patch, evidence) if v not in done and any(r.contains(v) for r in ranges)]
+    beside = [v for run in runs for v in _neighbours(patch, evidence, run) if v not in {*done, *declared}]
     return [
-        version
-        for version, remark in evidence.releases.get(axis(patch), {}).items()
-        if not remark and Version(version) not in tried and any(r.releases.contains(version) for r in ranges)
+        f"{how}, but not measured: {', '.join(map(str, versions))}"
+        for how, versions in {"declared": declared, "next to the range": beside}.items()
+        if versions
     ]
 
 
-def _open_ends(patch: Patch) -> list[str]:
-    return sorted({p.distribution for c in patch.affected.alternatives for p in c if p.releases.contains(_FUTURE)})
+def _neighbours(patch: Patch, evidence: Evidence, run: Run) -> list[Version]:
+    """The releases right before and right behind a run."""
+    finals = _finals(patch, evidence)
+    before = [version for version in finals if version < run.bad[0]]
+    behind = [version for version in finals if version > run.bad[-1]]
+    return [*before[-1:], *behind[:1]]
+
+
+def _finals(patch: Patch, evidence: Evidence) -> list[Version]:
+    known = evidence.releases.get(axis(patch), {})
+    return sorted(Version(version) for version, remark in known.items() if not remark)
+
+
+def _open_ends(patch: Patch, evidence: Evidence) -> list[str]:
+    """The distributions of which the declaration names releases that are still to come."""
+    found = []
+    for part in (part for conjunction in patch.affected.alternatives for part in conjunction):
+        published = {Version(v) for v, remark in evidence.releases.get(part.distribution, {}).items() if not remark}
+        measured = {parse_environment(environment).get(part.distribution) for environment in evidence.measurements}
+        newest = max({version for version in {*published, *measured} if version is not None}, default=Version("0"))
+        to_come = (_next_minor(newest), Version(f"{newest.epoch}!{newest.major + 1}.0"), _FUTURE)
+        if any(part.releases.contains(version) for version in to_come):
+            found.append(f"{part.distribution}: the range goes on behind {newest}, but nobody measured what is to come")
+    return list(dict.fromkeys(found))
+
+
+def _is_along(patch: Patch, environment: str) -> bool:
+    return next(iter(parse_environment(environment))) == axis(patch)
 
 
 def _remark(environment: str, evidence: Evidence) -> str:

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime as dt
 import importlib.metadata
 import json
 import os
 import platform
+import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
 from threading import Lock
-from typing import Any
+from typing import IO, Any
 
 from packaging.version import Version
 
@@ -34,6 +37,7 @@ MEMORY_PER_JOB = 3 * 2**30
 """Bytes that one release may take while it is measured: torch, the upstream package and a tiny model."""
 
 _LINE = 300
+_ADDRESS = re.compile(r"https?://[^\s)'\"]+")
 
 
 def is_declared(patch: Patch, environment: str) -> bool:
@@ -47,7 +51,12 @@ def jobs_here() -> int:
     """Return how many releases can be measured at a time on this machine, by its processors and free memory."""
     import psutil  # noqa: PLC0415 - comes with the extra `matrix`
 
-    return max(1, min(len(os.sched_getaffinity(0)), int(psutil.virtual_memory().available // MEMORY_PER_JOB)))
+    free = [psutil.virtual_memory().available]
+    group = Path("/sys/fs/cgroup")  # A container's own limit, where it has one.
+    with contextlib.suppress(OSError, ValueError):
+        limit, used = (int(group.joinpath(f"memory.{name}").read_text()) for name in ("max", "current"))
+        free.append(limit - used)
+    return max(1, min(len(os.sched_getaffinity(0)), int(min(free) // MEMORY_PER_JOB)))
 
 
 @dataclass
@@ -65,7 +74,8 @@ class Bench:
     patches: Mapping[str, Patch]
     codes: Mapping[str, str]
     timeout: float
-    _running: set[int] = field(default_factory=set)
+    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
+    _stopped: bool = False
     _lock: Lock = field(default_factory=Lock)
 
     def measure_all(self, tasks: Sequence[Task], jobs: int, done: Callable[[Task, Measurement], None]) -> None:
@@ -88,7 +98,7 @@ class Bench:
                     for future in finished:
                         done(futures.pop(future), future.result())
             except BaseException:
-                self._kill()
+                self._stop()
                 raise
 
     def measure(self, task: Task) -> Measurement:
@@ -101,45 +111,75 @@ class Bench:
         today = dt.datetime.now(dt.timezone.utc).date().isoformat()
         try:
             folders = build(task.environment, self.folder)
-            told = self._tripwires(task, folders)
-        except (BuildProblem, ValueError) as problem:
+        except BuildProblem as problem:
             return Measurement(today, versions, problem=self._in_a_line(str(problem)))
-        cells = {t["id"]: self._cell(t, task.environment) for t in told}
+        except Exception as problem:  # noqa: BLE001 - one release must not stop the others
+            said = self._in_a_line(f"{type(problem).__name__}: {problem}")
+            return Measurement(today, versions, problem=said)
+        try:
+            told = self._tripwires(task, folders)
+        except ValueError as problem:
+            nothing = {"verdict": str(Verdict.ERROR), "off": {"error": str(problem)}, "on": None, "installed": {}}
+            told = [nothing | {"id": patch_id} for patch_id in task.patches]
+        cells = {t["id"]: self._cell(t, task.environment, today) for t in told}
         return Measurement(today, versions, cells)
 
     def _tripwires(self, task: Task, folders: Sequence[Path]) -> list[dict[str, Any]]:
-        special = {k: v for name in parse_environment(task.environment) for k, v in VARIABLES.get(name, {}).items()}
-        reading, writing = os.pipe()
-        command = [sys.executable, "-m", "nrl_patches.matrix.release", str(writing), str(self.timeout), *task.patches]
-        with os.fdopen(reading, encoding="utf-8") as report:
-            process = subprocess.Popen(  # noqa: S603 - this interpreter, and arguments of ours
-                command,
-                env=variables(folders, os.environ) | special | {"NRL_PATCHES": "0"},
-                stdin=subprocess.DEVNULL,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.STDOUT,
-                text=True,
-                errors="replace",
-                pass_fds=(writing,),
-                start_new_session=True,
-            )
-            os.close(writing)
-            with self._lock:
-                self._running.add(process.pid)
+        # Files rather than pipes: what a probe leaves running may hold its end open for ever.
+        with tempfile.TemporaryFile(dir=self.folder) as report, tempfile.TemporaryFile(dir=self.folder) as output:
+            command = [sys.executable, "-m", "nrl_patches.matrix.release", str(report.fileno()), str(self.timeout)]
+            process = self._start([*command, *task.patches], self._variables(task, folders), report, output)
             try:
-                output, _ = process.communicate()
+                hung = process.wait(self.timeout * (2 * len(task.patches) + 1)) == -signal.SIGALRM
+            except subprocess.TimeoutExpired:
+                hung = True
             finally:
-                with self._lock:
-                    self._running.discard(process.pid)
+                self._end(process)
+            report.seek(0)
             told = report.read()
+            output.seek(0)
+            said = output.read().decode(errors="replace")
         if not told:
-            hung = process.returncode == -signal.SIGALRM
             how = f"took longer than {self.timeout:g} s" if hung else describe_end(process.returncode)
-            raise ValueError(f"importing what is patched {how}; {self._in_a_line(output)}")
+            raise ValueError(f"importing what is patched {how}; {self._in_a_line(said)}")
         tripwires: list[dict[str, Any]] = json.loads(told)["tripwires"]
         return tripwires
 
-    def _cell(self, tripwire: Mapping[str, Any], environment: str) -> Cell:
+    def _variables(self, task: Task, folders: Sequence[Path]) -> dict[str, str]:
+        home = self.folder / "home"
+        home.mkdir(exist_ok=True)
+        # What upstream packages cache goes where the rest of the matrix is.
+        own = {name: str(home) for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME")}
+        special = {k: v for name in parse_environment(task.environment) for k, v in VARIABLES.get(name, {}).items()}
+        # A folder of that name in the current directory must not take the place of the release.
+        return variables(folders, os.environ) | own | special | {"NRL_PATCHES": "0", "PYTHONSAFEPATH": "1"}
+
+    def _start(
+        self, command: list[str], environ: Mapping[str, str], report: IO[bytes], output: IO[bytes]
+    ) -> subprocess.Popen[bytes]:
+        with self._lock:
+            if self._stopped:
+                raise ValueError("the run was interrupted")
+            process = subprocess.Popen(  # noqa: S603 - this interpreter, and arguments of ours
+                command,
+                env=environ,
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                pass_fds=(report.fileno(),),
+                start_new_session=True,
+            )
+            self._running.append(process)
+        return process
+
+    def _end(self, process: subprocess.Popen[bytes]) -> None:
+        with self._lock:
+            self._running.remove(process)
+        _kill_with_children(process)
+        process.wait()
+
+    def _cell(self, tripwire: Mapping[str, Any], environment: str, today: str) -> Cell:
         patch = self.patches[tripwire["id"]]
         off, on = tripwire["off"] or {}, tripwire["on"] or {}
         error = str(off.get("error") or on.get("error") or "")
@@ -156,20 +196,34 @@ class Bench:
             patched=_rounded(on.get("evidence", {})),
             error=self._in_a_line(error),
             seconds=round(sum(side.get("seconds", 0.0) for side in (off, on)), 1),
+            date=today,
         )
 
     def _in_a_line(self, text: str) -> str:
         # What was raised stands in the last line of a traceback. Where things lie on this machine is no evidence.
         lines = [line.strip() for line in text.splitlines() if line.strip()]
         told = lines[-1] if lines else ""
-        for place in (self.folder.resolve(), Path(__file__).parents[2], sys.prefix):
+        for place in (self.folder, Path(__file__).parents[2], sys.prefix, sys.base_prefix, Path.home()):
             told = told.replace(f"{place}/", "")
+        told = _ADDRESS.sub(lambda found: found[0].rpartition("/")[2], told)
         return told if len(told) <= _LINE else f"{told[:_LINE]}…"
 
-    def _kill(self) -> None:
+    def _stop(self) -> None:
         with self._lock:
-            for pid in self._running:
-                os.killpg(pid, signal.SIGKILL)
+            self._stopped = True
+            for process in self._running:
+                _kill_with_children(process)
+
+
+def _kill_with_children(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and everything that it has started, in whatever session; the process is not waited for."""
+    import psutil  # noqa: PLC0415 - comes with the extra `matrix`
+
+    with contextlib.suppress(psutil.NoSuchProcess):
+        found = psutil.Process(process.pid)
+        for one in (*found.children(recursive=True), found):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()
 
 
 def _not_measured(installed: Mapping[str, str], releases: Mapping[str, Version]) -> str:

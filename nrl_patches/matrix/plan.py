@@ -11,7 +11,7 @@ from packaging.version import Version
 
 from nrl_patches.affected import Range
 from nrl_patches.declaration import Patch
-from nrl_patches.matrix.environments import name_environment
+from nrl_patches.matrix.environments import name_environment, parse_environment
 from nrl_patches.matrix.index import Release
 
 __all__ = ["COMPANIONS", "MARGIN", "Selection", "Task", "axis", "plan"]
@@ -72,10 +72,11 @@ def plan(
         by_axis.setdefault(axis(patch), []).append(patch)
     tasks: list[Task] = []
     for distribution, here in sorted(by_axis.items(), reverse=True):
-        ids = tuple(patch.id for patch in here)
         for version in reversed(_chosen(distribution, here, releases[distribution], selection)):
-            environments = _environments(distribution, version, here, releases, pin)
-            tasks += [Task(environment, ids) for environment in environments]
+            for environment in _environments(distribution, version, here, releases, pin):
+                there = set(parse_environment(environment))
+                ids = tuple(patch.id for patch in here if there.issuperset(patch.affected.distributions))
+                tasks += [Task(environment, ids)] if ids else []
     return tasks
 
 

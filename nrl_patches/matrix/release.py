@@ -12,6 +12,7 @@ import importlib
 import json
 import math
 import os
+import select
 import signal
 import sys
 import time
@@ -53,27 +54,30 @@ def observe_in_fork(patch: Patch, timeout: float) -> Side:
 
     Args:
         patch: The patch.
-        timeout: Seconds after which the fork is killed, by the kernel, whatever it is doing.
+        timeout: Seconds after which the fork is killed.
     """
     reading, writing = os.pipe()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
         os.setsid()
-        signal.alarm(math.ceil(timeout))
         _answer(patch, writing)
     os.close(writing)
-    _, status = os.waitpid(pid, 0)
+    # Waiting for the end of the process, not of the pipe: what the probe started and left behind may hold that open.
+    process = os.pidfd_open(pid)
+    ended, _, _ = select.select([process], [], [], timeout)
+    os.close(process)
     with contextlib.suppress(ProcessLookupError):
-        os.killpg(pid, signal.SIGKILL)  # What the probe started and left behind.
-    with os.fdopen(reading, encoding="utf-8") as answer:
-        told = answer.read()
+        os.killpg(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb", buffering=0) as answer:
+        told = answer.read() if ended else b""
     seconds = time.monotonic() - start
     if told:
         return Side(**json.loads(told), seconds=seconds)
-    code = os.waitstatus_to_exitcode(status)
-    hung = f"took longer than {timeout:g} s and was killed"
-    return Side(None, seconds=seconds, error=f"the probe {hung if code == -signal.SIGALRM else describe_end(code)}")
+    how = describe_end(os.waitstatus_to_exitcode(status)) if ended else f"took longer than {timeout:g} s and was killed"
+    return Side(None, seconds=seconds, error=f"the probe {how}")
 
 
 def _answer(patch: Patch, writing: int) -> None:

@@ -7,7 +7,7 @@ import fcntl
 import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
@@ -21,14 +21,19 @@ from nrl_patches.matrix.fingerprint import fingerprint
 from nrl_patches.matrix.index import find_releases
 from nrl_patches.matrix.measurement import Bench, is_declared
 from nrl_patches.matrix.plan import Selection, Task, plan
+from nrl_patches.tripwires import Verdict
 
-__all__ = ["Again", "InUseError", "Workshop", "disk_usage"]
+__all__ = ["Again", "NotOursError", "Workshop", "disk_usage"]
 
 Again = Literal["errors", "all"]
 
 
-class InUseError(Exception):
-    """Another run uses the folder."""
+_MARKER = "made-by-nrl-patches"
+_OURS = frozenset({"environments", "lock", "matplotlib", "matrix.json", "report", _MARKER})
+
+
+class NotOursError(Exception):
+    """The folder cannot be worked in: another run uses it, or it has somebody else's files in it."""
 
 
 class Workshop:
@@ -44,10 +49,10 @@ class Workshop:
     """
 
     def __init__(self, folder: Path, patches: Iterable[Patch], timeout: float) -> None:
-        self.folder = folder
+        self.folder = folder.resolve()
         self.patches = {patch.id: patch for patch in patches}
-        self.environments = folder / "environments"
-        self.report = folder / "report"
+        self.environments = self.folder / "environments"
+        self.report = self.folder / "report"
         self.codes = {patch.id: fingerprint(patch) for patch in self.patches.values()}
         self.bench = Bench(self.environments, self.patches, self.codes, timeout)
         self.evidence = Evidence()
@@ -57,27 +62,36 @@ class Workshop:
         """Take the folder for this process, and read what the package was released with and what was measured here.
 
         Raises:
-            InUseError: Another process has it.
+            NotOursError: Another process has it, or it has somebody else's files in it.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.exists() and not self._is_marked() and {f.name for f in self.folder.iterdir()} - _OURS:
+            raise NotOursError(self._explain("an empty folder, or one that this command made", "somebody's files"))
+        self.environments.mkdir(parents=True, exist_ok=True)
+        with self._lock():
+            (self.folder / _MARKER).touch()
+            for left_over in self.environments.glob("*.part-*"):
+                # What cannot be deleted, because an installer that outlived its run still writes there, can wait.
+                with suppress(OSError):
+                    shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
+            for file in (COMMITTED, self.folder / "matrix.json"):
+                self._add(Evidence.read(file))
+            yield
+
+    @contextmanager
+    def _lock(self) -> Iterator[None]:
         with (self.folder / "lock").open("w", encoding="utf-8") as lock:
             try:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process, however that ends.
             except OSError as error:
-                raise InUseError(
-                    explain_problem(
-                        str(self.folder),
-                        expected="a folder that no other run uses",
-                        found="its lock is held",
-                        next_step="wait for the other run, or give this one another --folder",
-                    )
-                ) from error
-            for left_over in self.environments.glob("*.part-*"):
-                shutil.rmtree(left_over, ignore_errors=True)
-                left_over.unlink(missing_ok=True)
-            for file in (COMMITTED, self.folder / "matrix.json"):
-                self._add(Evidence.read(file))
+                raise NotOursError(self._explain("a folder that no other run uses", "its lock is held")) from error
             yield
+
+    def _is_marked(self) -> bool:
+        return (self.folder / _MARKER).exists()
+
+    def _explain(self, expected: str, found: str) -> str:
+        step = "give another --folder, or wait for the other run"
+        return explain_problem(str(self.folder), expected=expected, found=found, next_step=step)
 
     def plan(self, selection: Selection, again: Again | None = None) -> list[Task]:
         """Ask the index what there is, and return what is left to measure.
@@ -88,12 +102,15 @@ class Workshop:
 
         Raises:
             IndexProblem: The index does not answer.
+            ValueError: No release matches the selection.
         """
         names = sorted({name for patch in self.patches.values() for name in patch.affected.distributions})
         releases = {name: find_releases(name) for name in names}
         remarks = {name: {str(r.version): r.remark for r in found} for name, found in releases.items()}
         self._add(Evidence(releases=remarks))
         tasks = plan(self.patches.values(), releases, selection, self._pin)
+        if not tasks:
+            raise ValueError(f"no release on the index matches {selection.specifier}")
         if again == "all":
             return tasks
         left = (dataclasses.replace(task, patches=self._stale(task, errors=again == "errors")) for task in tasks)
@@ -121,15 +138,28 @@ class Workshop:
         write_whole(self.folder / "matrix.json", self.evidence.text())
 
     def clean(self) -> int:
-        """Delete what this class made, and return the bytes that it took."""
+        """Delete what this class made, and return the bytes that it took.
+
+        Raises:
+            NotOursError: Another process uses the folder, or no run ever did.
+        """
+        if not self.folder.exists():
+            return 0
+        if not self._is_marked():
+            raise NotOursError(self._explain("a folder that this command made", f"no {_MARKER} in it"))
         size = disk_usage(self.folder)
-        for folder in (self.environments, self.report):
-            shutil.rmtree(folder, ignore_errors=True)
-        for name in ("matrix.json", "lock"):
-            (self.folder / name).unlink(missing_ok=True)
-        if self.folder.is_dir() and not any(self.folder.iterdir()):
+        with self._lock():
+            for folder in (self.environments, self.report, self.folder / "matplotlib"):
+                if folder.exists():
+                    shutil.rmtree(folder)
+            for name in ("matrix.json", _MARKER, "lock"):
+                (self.folder / name).unlink(missing_ok=True)
+            for left_over in self.folder.glob(".matrix.json.*"):
+                left_over.unlink()
+        if not any(self.folder.iterdir()):
             self.folder.rmdir()
-        return size
+            return size
+        return size - disk_usage(self.folder)
 
     def _pin(self, distribution: str, version: str, companion: str) -> Requirement | None:
         try:
@@ -140,16 +170,17 @@ class Workshop:
     def _stale(self, task: Task, *, errors: bool) -> tuple[str, ...]:
         """The patches of a task that were not measured there as they are now, code and declaration."""
         known = self.evidence.measurements.get(task.environment)
-        if known is None or (known.problem and errors):
+        if known is None:
             return task.patches
-        if known.problem:
-            return ()
         current = {
             patch_id
             for patch_id, cell in known.cells.items()
-            if self._is_current(patch_id, cell, task.environment) and not (errors and cell.present is None)
+            if self._is_current(patch_id, cell, task.environment) and not (errors and cell.verdict == Verdict.ERROR)
         }
         return tuple(patch_id for patch_id in task.patches if patch_id not in current)
+
+    def _is_stale(self, patch_id: str, cell: Cell) -> bool:
+        return patch_id in self.codes and cell.code != self.codes[patch_id]
 
     def _is_current(self, patch_id: str, cell: Cell, environment: str) -> bool:
         if cell.code != self.codes.get(patch_id):
@@ -160,7 +191,12 @@ class Workshop:
         measurements = dict(self.evidence.measurements)
         for environment, measurement in newer.measurements.items():
             older = measurements.get(environment)
-            measurements[environment] = measurement if older is None else older.with_newer(measurement)
+            if older is not None:
+                # What was measured of another state of the code does not count where this one was measured.
+                stale = {i for i, cell in measurement.cells.items() if i in older.cells and self._is_stale(i, cell)}
+                cells = {i: cell for i, cell in measurement.cells.items() if i not in stale}
+                measurement = older.with_newer(dataclasses.replace(measurement, cells=cells))  # noqa: PLW2901 - refined
+            measurements[environment] = measurement
         self.evidence = Evidence(measurements, {**self.evidence.releases, **newer.releases})
 
 

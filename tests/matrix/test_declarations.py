@@ -27,7 +27,7 @@ every_patch = pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
 
 @every_patch
 def test_a_declaration_is_exactly_what_was_measured(patch):
-    judgement = judge(patch, EVIDENCE)
+    judgement = judge(patch, EVIDENCE, fingerprint(patch))
     assert not judgement.objections, "\n".join(judgement.lines())
     assert judgement.runs
 
@@ -43,7 +43,7 @@ def test_the_evidence_is_about_this_code_and_this_declaration(patch):
 def test_the_default_run_measures_afresh_where_the_measured_state_changes(patch):
     here = {e: parse_environment(e).get(axis(patch)) for e in ENVIRONMENTS}
     affected = {version for e, version in here.items() if is_declared(patch, e)}
-    for measured in judge(patch, EVIDENCE).runs:
+    for measured in judge(patch, EVIDENCE, fingerprint(patch)).runs:
         assert affected >= {measured.bad[0], measured.bad[-1]}
         assert measured.good is None or measured.good in {*here.values()} - affected
 
@@ -97,4 +97,4 @@ def test_the_nightly_workflow_runs_the_command_as_it_is():
     assert words[:2] == ["nrl-patches", "matrix"]
     context = matrix.make_context("matrix", words[2:])  # Raises what the command would.
     assert str(context.params["output"]) == steps["Keep the report"]["with"]["path"]
-    assert str(context.params["folder"] / "matrix.json") == steps["What was measured before"]["with"]["path"]
+    assert str(context.params["folder"] / "matrix.json") == steps["Keep what was measured"]["with"]["path"]

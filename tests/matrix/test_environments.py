@@ -131,7 +131,6 @@ def test_releases_pre_releases_and_yanked_ones_are_told_apart(index):
 def test_the_index_is_the_one_that_the_installer_uses(monkeypatch):
     monkeypatch.delenv("UV_DEFAULT_INDEX", raising=False)
     monkeypatch.setenv("UV_INDEX_URL", "http://127.0.0.1:9/uv/")
-    monkeypatch.setenv("PIP_INDEX_URL", "http://127.0.0.1:9/pip/")
     with pytest.raises(IndexProblem, match="/uv/"):
         find_releases("standin")
 

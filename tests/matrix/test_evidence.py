@@ -48,9 +48,6 @@ def test_a_file_is_replaced_as_a_whole_or_not_at_all(tmp_path, monkeypatch):
     assert list(tmp_path.iterdir()) == [file]
 
 
-HELPER = "FACTOR = 1\n"
-
-
 def fingerprinted(sandbox, **fields):
     name = sandbox.patch(**fields)
     registry = sandbox.registry()
@@ -66,14 +63,34 @@ def test_a_fingerprint_changes_with_the_code_and_not_with_what_people_read(sandb
     assert fingerprinted(sandbox, more="# a comment\n\n") == before
     assert fingerprinted(sandbox, more="FACTOR = 2\n") != before
     assert fingerprinted(sandbox, fix="return lambda: 3") != before
+    assert fingerprinted(sandbox, required=True) != before
+    text = fingerprinted(sandbox, more='TEXT = """\n# one\n"""\n')
+    assert fingerprinted(sandbox, more='TEXT = """\n# two\n"""\n') != text
 
 
-def test_a_fingerprint_covers_the_helpers_that_a_patch_imports():
-    from nrl_patches.matrix.fingerprint import _modules
+@pytest.mark.parametrize(
+    "line",
+    [
+        "from {package} import _helper",
+        "from {package}._helper import FACTOR",
+        "import {package}._helper as helper",
+        "from . import _helper",
+        "from ._helper import FACTOR",
+    ],
+)
+def test_a_fingerprint_covers_the_helpers_that_a_patch_imports(sandbox, line):
+    more = f"{line.format(package=sandbox.patches)}\n"
+    sandbox.write(f"{sandbox.patches}/_helper.py", "FACTOR = 1\n")
+    before = fingerprinted(sandbox, more=more)
+    sandbox.write(f"{sandbox.patches}/_helper.py", "FACTOR = 1  # one\n")
+    assert fingerprinted(sandbox, more=more) == before
+    sandbox.write(f"{sandbox.patches}/_helper.py", "FACTOR = 22\n")
+    assert fingerprinted(sandbox, more=more) != before
 
-    found = _modules("nrl_patches.patches.nemo_automodel.qwen_vl_checkpoint_mapping")
-    assert found == {
-        "nrl_patches.patches.nemo_automodel.qwen_vl_checkpoint_mapping",
-        "nrl_patches.patches.transformers._quiet",
-        "nrl_patches.patches.transformers._qwen_vl",
-    }
+
+def test_a_newer_attempt_that_failed_does_not_hide_what_was_seen():
+    cell = Cell("needed", declared=True, code="c0de", present=True)
+    seen = Measurement("2026-11-20", VERSIONS, {"a": cell})
+    failed = Measurement("2026-11-21", VERSIONS, problem="no network")
+    assert seen.with_newer(failed) == seen
+    assert failed.with_newer(seen).cells == {"a": cell}

@@ -23,7 +23,14 @@ def measured(states, *, releases=None, problems=()):
     """Evidence by environment: True bad, False good, None an error."""
     versions = {"python": "3.11", "torch": "2", "nrl-patches": "0"}
     cells = {
-        name: Cell("error" if state is None else VERDICTS[state, state], bool(state), "c0de", state, error="E: broke")
+        name: Cell(
+            "error" if state is None else VERDICTS[state, state],
+            bool(state),
+            "c0de",
+            state,
+            error="E: broke",
+            date="2026-11-21",
+        )
         for name, state in states.items()
     }
     measurements = {name: Measurement("2026-11-21", versions, {ID: cell}) for name, cell in cells.items()}
@@ -63,7 +70,7 @@ def test_what_it_suggests_is_what_it_accepts(states, affected, seen):
     [
         ("standin>=1.1,<1.2", "standin==1.2 has the defect, but is not declared"),
         ("standin>=1.0,<1.3", "standin==1.0 is declared, but does not have the defect"),
-        ("standin>=1.1,!=1.3", "standin: the range has no end, but nobody measured what is to come"),
+        ("standin>=1.1,!=1.3", "standin: the range goes on behind 1.3, but nobody measured what is to come"),
     ],
 )
 def test_too_narrow_too_wide_and_endless(affected, objection):
@@ -77,20 +84,57 @@ def test_several_ranges_are_pasted_as_a_sequence():
     assert lines[-1] == '    paste: affected=("standin>=1.1,<1.2", "standin>=1.3,<1.4")'
 
 
+INDEX = {"1.0": "", "1.1": "", "1.2": "", "1.3": ""}
+
+
 def test_a_declared_release_that_nobody_measured_is_an_objection_unless_it_was_yanked():
-    releases = {
-        "standin": {
-            "1.0": "",
-            "1.1": "",
-            "1.2": "",
-            "1.3": "",
-            "1.2.1": "",
-            "1.2.2": "yanked: oh",
-            "1.3a0": "pre-release",
-        }
-    }
+    releases = {"standin": INDEX | {"1.2.1": "", "1.2.2": "yanked: oh", "1.3a0": "pre-release"}}
     judgement = judge(declaring("standin>=1.1,<1.3"), along("gbbg", releases=releases))
     assert judgement.objections == ("declared, but not measured: 1.2.1",)
+    assert judgement.lines()[-1] == "    measure that first; what could be pasted now would not hold"
+
+
+def test_the_neighbours_of_a_range_belong_to_the_measurement():
+    releases = {"standin": INDEX | {"0.9": "", "1.4": "", "1.5": ""}}
+    judgement = judge(declaring("standin>=1.0,<1.4"), along("bbbb", releases=releases))
+    assert judgement.objections == ("next to the range, but not measured: 0.9, 1.4",)
+    judgement = judge(declaring("standin>=1.0,<1.3"), along("bbbe", releases={"standin": INDEX}))
+    assert judgement.objections == ()
+    assert judgement.remarks == ("standin==1.3, next to the range, could not be measured: E: broke",)
+
+
+@pytest.mark.parametrize("end", ["<1.5", "<3", "<9000", "!=1.4.2"])
+def test_a_range_must_not_go_on_behind_the_newest_release(end):
+    judgement = judge(declaring(f"standin>=1.0,{end}"), along("bbbb", releases={"standin": INDEX}))
+    assert judgement.objections == ("standin: the range goes on behind 1.3, but nobody measured what is to come",)
+
+
+def test_what_was_measured_of_other_code_does_not_count():
+    judgement = judge(declaring("standin>=1.1,<1.3"), along("gbbg"), "other")
+    assert judgement.objections == ("4 measurements are of other code than today's", "the defect was seen nowhere")
+    assert judge(declaring("standin>=1.1,<1.3"), along("gbbg"), "c0de").objections == ()
+
+
+def test_a_release_that_was_declared_since_has_not_seen_the_patch():
+    evidence = along("gbg")
+    evidence.measurements["standin==1.1"].cells[ID] = Cell("uncovered", declared=False, code="c0de", present=True)
+    objection = "standin==1.1 is declared since, but the patch was not tried there"
+    assert judge(declaring("standin>=1.1,<1.2"), evidence).objections == (objection,)
+
+
+def test_a_problem_of_another_distribution_is_none_of_this_one():
+    evidence = along("gbbg", releases={"standin": INDEX | {"1.2.1": ""}}, problems=["other==1 & standin==1.2.1"])
+    assert judge(declaring("standin>=1.1,<1.3"), evidence).objections == ("declared, but not measured: 1.2.1",)
+
+
+def test_a_declaration_that_became_a_pair_has_no_evidence_yet():
+    judgement = judge(declaring("standin>=1.1,<1.3 & other>=1,<2"), along("gbbg"))
+    assert "the defect was seen nowhere" in judgement.objections
+
+
+def test_epochs_and_local_labels():
+    evidence = measured({"standin==1!1.0+cpu": True, "standin==1!1.1": True})
+    assert judge(declaring("standin>=1!1.0,<1!1.2"), evidence).suggestion == ("standin>=1!1.0,<1!1.2",)
 
 
 def test_what_could_not_be_measured_is_said_and_decides_nothing():
@@ -113,7 +157,7 @@ def test_nothing_measured_supports_nothing():
     judgement = judge(declaring("standin<2"), Evidence())
     assert judgement.seen == "not measured"
     assert judgement.objections
-    assert judge(declaring("standin<2"), along("ggg")).lines()[-1].startswith("    paste: nothing")
+    assert judge(declaring("standin<2"), along("ggg")).lines()[-1].startswith("    nothing to paste: ")
 
 
 PAIR = {

@@ -1,10 +1,13 @@
 """``nrl-patches matrix`` as a user runs it, on an index of our own with good, bad and broken releases."""
 
 import json
+import shutil
 import signal
 import subprocess
 import sys
+import time
 
+import psutil
 import pytest
 from matrix.local_index import Index, serve
 from package_copy import OFF_BY_ONE, RIGHT, Copy
@@ -30,6 +33,7 @@ class Bench(Copy):
             self.index.add(version, RIGHT)
         for version in ("1.2", "1.3", "1.4"):
             self.index.add(version, OFF_BY_ONE)
+        shutil.rmtree(folder / "nrl_patches" / "evidence")
         self.log = folder / "probed"
         self.declare("standin>=1.2,<1.5")
 
@@ -87,7 +91,7 @@ def test_it_measures_what_is_declared_with_a_margin_and_the_newest_and_writes_th
     [
         ("standin>=1.2,<1.4", "standin==1.4 has the defect, but is not declared"),
         ("standin>=1.1,<1.5", "standin==1.1 is declared, but does not have the defect"),
-        ("standin>=1.2", "standin: the range has no end"),
+        ("standin>=1.2", "standin: the range goes on behind 1.5"),
     ],
 )
 def test_a_declaration_that_is_not_what_was_measured_fails_with_one_to_paste(bench, affected, objection):
@@ -141,17 +145,16 @@ def test_killed_at_any_moment_it_resumes_without_redoing_what_was_finished(bench
     assert not list((bench.folder / ".nrl-patches-matrix").rglob("*.part-*"))
 
 
-def test_a_release_that_cannot_be_installed_does_not_stop_the_others_and_is_tried_again_when_asked(bench):
+def test_a_release_that_cannot_be_installed_does_not_stop_the_others_and_is_tried_again(bench):
     bench.index.add("1.3", RIGHT, content=b"no wheel")
     done = bench.matrix()
     assert done.returncode == 0
     assert "    standin==1.3 could not be measured: standin==1.3 cannot be installed: error: " in done.stdout
+    assert "127.0.0.1" not in done.stdout
     assert len(bench.known()) == 5
     bench.probed()
     bench.index.add("1.3", OFF_BY_ONE)
     assert bench.matrix().returncode == 0
-    assert bench.probed() == []
-    assert bench.matrix("--again", "errors").returncode == 0
     assert bench.probed() == ["1.3", "1.3"]
 
 
@@ -161,8 +164,16 @@ def test_a_release_on_which_the_probe_raises_is_an_error_with_the_reason(bench):
     assert bench.verdicts()["1.4"] == "error"
     # Where things lie on this machine is left out.
     assert "standin==1.4 could not be measured: ImportError: no operator in standin-1.4-" in done.stdout
-    # What cannot be measured is neither in nor out: the range ends before it.
+    # What cannot be measured is neither in nor out.
     assert "standin>=1.2,<1.5: seen in 1.2, 1.3; gone in 1.5" in done.stdout
+    bench.probed()
+    bench.index.add("1.4", OFF_BY_ONE)
+    shutil.rmtree(next((bench.folder / ".nrl-patches-matrix" / "environments").glob("standin-1.4-*")))
+    shutil.rmtree(bench.folder / ".nrl-patches-matrix" / "environments" / "cache")
+    bench.matrix()
+    assert bench.probed() == []
+    bench.matrix("--again", "errors")
+    assert bench.probed() == ["1.4", "1.4"]
 
 
 HANG = "import time\ntime.sleep(600)\n"
@@ -209,6 +220,7 @@ def test_a_selection_measures_no_more_and_the_report_keeps_the_rest(bench):
     done = bench.matrix("standin", "--releases", ">=1.2,<1.4")
     assert set(bench.verdicts()) == {"1.2", "1.3"}
     assert "declared, but not measured: 1.4" in done.stdout
+    assert "next to the range, but not measured: 1.1" in done.stdout
     assert done.returncode == 1
     bench.matrix("--patch", ID)
     assert len(bench.verdicts()) == 5
@@ -220,12 +232,14 @@ def test_a_selection_measures_no_more_and_the_report_keeps_the_rest(bench):
         (["elsewhere"], "no patch is about 'elsewhere', only about standin"),
         (["--patch", "nothing"], "'nothing' is no patch"),
         (["--releases", "about 5"], "no version specifier"),
+        (["--releases", "==77"], "no release on the index matches ==77"),
     ],
 )
 def test_what_it_cannot_do_it_says(bench, args, said):
     done = bench.matrix(*args)
-    assert done.returncode == 2
+    assert done.returncode
     assert said in done.stderr
+    assert "Traceback" not in done.stderr
 
 
 def test_an_index_that_does_not_answer_is_said_and_known_things_can_still_be_reported(bench):
@@ -246,11 +260,68 @@ def test_two_runs_do_not_share_a_folder_and_clean_gives_it_back(bench):
     (folder / "mine.txt").write_text("not ours")
     with subprocess.Popen(bench.command(), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE) as process:
         process.stderr.readline()
-        done = bench.matrix()
-        assert done.returncode == 1
-        assert "its lock is held" in done.stderr
+        for done in (bench.matrix(), bench.matrix("--clean")):
+            assert done.returncode == 1
+            assert "its lock is held" in done.stderr
         process.kill()
     done = bench.matrix("--clean")
     assert done.returncode == 0
     assert "given back" in done.stdout
     assert {file.name for file in folder.iterdir()} == {"mine.txt"}
+
+
+def test_somebody_elses_folder_is_neither_used_nor_cleaned(bench):
+    theirs = bench.folder / "theirs"
+    (theirs / "report").mkdir(parents=True)
+    (theirs / "report" / "thesis.tex").write_text("mine")
+    assert "no made-by-nrl-patches in it" in bench.matrix("--folder", "theirs", "--clean").stderr
+    (theirs / "notes.txt").write_text("mine")
+    assert "somebody's files" in bench.matrix("--folder", "theirs").stderr
+    assert {file.name for file in theirs.iterdir()} == {"report", "notes.txt"}
+
+
+def test_a_folder_of_that_name_in_the_current_directory_is_not_measured(bench):
+    (bench.folder / "elsewhere" / "standin").mkdir(parents=True)
+    (bench.folder / "elsewhere" / "standin" / "__init__.py").write_text("")
+    (bench.folder / "elsewhere" / "standin" / "core.py").write_text(RIGHT)
+    done = subprocess.run(
+        bench.command("--releases", "==1.2"),
+        env=bench.settings(), cwd=bench.folder / "elsewhere", capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert "seen in 1.2" in done.stdout, done
+
+
+LEAVES_A_CHILD = """
+    import subprocess
+    subprocess.Popen(["sleep", "600"], start_new_session=True)
+    from standin.core import count
+    return Observation(count() != 2)
+"""
+IGNORES_ALARMS = """
+    import signal, time
+    signal.signal(signal.SIGALRM, signal.SIG_IGN)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(("probe", "verdict"), [(LEAVES_A_CHILD, "needed"), (IGNORES_ALARMS, "error")])
+def test_no_probe_keeps_the_matrix_from_ending(bench, probe, verdict):
+    bench.patch(probe=probe, affected="standin>=1.2,<1.5")
+    bench.matrix("--releases", "==1.2", "--timeout", "3")
+    assert bench.verdicts() == {"1.2": verdict}
+
+
+def test_interrupted_it_stops_what_it_started(bench):
+    bench.patch(probe="import time\ntime.sleep(600)\n", affected="standin>=1.2,<1.5")
+    folder = bench.folder / ".nrl-patches-matrix" / "environments"
+    with subprocess.Popen(
+        bench.command("--releases", "==1.2"), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE
+    ) as process:
+        process.stderr.readline()
+        while not (folder / "home").exists():  # It is about to probe.
+            time.sleep(0.1)
+        process.send_signal(signal.SIGINT)
+        said = process.stderr.read()
+    assert b"Aborted!" in said
+    left = [p for p in psutil.process_iter(["cmdline"]) if "nrl_patches.matrix.release" in (p.info["cmdline"] or [])]
+    assert not [p for p in left if p.cwd() == str(folder)]

@@ -11,8 +11,10 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nrl_patches.affected import Answer
@@ -161,30 +163,32 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
     reading, writing = os.pipe()
     start = time.monotonic()
     command = [sys.executable, "-m", "nrl_patches", "probe", patch_id, "--report-fd", str(writing)]
-    with os.fdopen(reading, encoding="utf-8") as report:
+    # The output goes to a file, and nobody waits for the end of the pipe: what a probe leaves running may hold both.
+    with os.fdopen(reading, "rb", buffering=0) as report, tempfile.TemporaryFile() as output:
         process = subprocess.Popen(  # noqa: S603 - this interpreter, and arguments of ours
             command,
             env=environ,
             stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
+            stdout=output,
             stderr=subprocess.STDOUT,
-            text=True,
-            errors="replace",
             pass_fds=(writing,),
-            start_new_session=True,  # So that what a hanging probe has started dies with it.
+            start_new_session=True,  # So that what a probe has started dies with it.
         )
         os.close(writing)
         try:
-            output, _ = process.communicate(timeout=timeout)
-            ended = describe_end(process.returncode)
+            ended = describe_end(process.wait(timeout))
         except subprocess.TimeoutExpired:
             ended = f"took longer than {timeout:g} s and was killed"
+        with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
-            output, _ = process.communicate()
+        process.wait()
         seconds = time.monotonic() - start
+        os.set_blocking(reading, False)
         answer = report.read()
+        output.seek(0)
+        said = output.read().decode(errors="replace")
     if not answer:
-        return Side(None, seconds=seconds, error=f"the probe {ended}; the end of its output:\n{output[-_TAIL:]}")
+        return Side(None, seconds=seconds, error=f"the probe {ended}; the end of its output:\n{said[-_TAIL:]}")
     told = json.loads(answer)
     return Side(told["present"], told["evidence"], told["status"], seconds)
 

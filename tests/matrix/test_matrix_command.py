@@ -304,7 +304,9 @@ IGNORES_ALARMS = """
 """
 
 
-@pytest.mark.parametrize(("probe", "verdict"), [(LEAVES_A_CHILD, "needed"), (IGNORES_ALARMS, "error")])
+@pytest.mark.parametrize(
+    ("probe", "verdict"), [(LEAVES_A_CHILD, "needed"), (IGNORES_ALARMS, "error")], ids=["child", "alarm"]
+)
 def test_no_probe_keeps_the_matrix_from_ending(bench, probe, verdict):
     bench.patch(probe=probe, affected="standin>=1.2,<1.5")
     bench.matrix("--releases", "==1.2", "--timeout", "3")

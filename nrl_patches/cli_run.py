@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -57,6 +58,8 @@ def run(command: tuple[str, ...]) -> None:
     if str(STARTUP) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = f"{STARTUP}{os.pathsep}{path}" if path else str(STARTUP)
     sys.stdout.flush()
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # By Python, for itself; what is ignored stays so across execv.
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execv(program, command)  # noqa: S606 - that is what the user asked for
     except OSError as error:

@@ -122,6 +122,12 @@ def test_it_is_the_same_process(covered):
     assert process.returncode == -signal.SIGTERM
 
 
+def test_signals_that_python_ignores_are_not_ignored_by_the_command(covered):
+    done = run(covered, "sh", "-c", "grep SigIgn /proc/self/status")
+    plain = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
+    assert done.stdout == plain.stdout
+
+
 def test_what_the_user_bootstraps_is_kept(covered):
     shown = ("sh", "-c", "echo $AUTOWRAPT_BOOTSTRAP")
     assert run(covered, *shown).stdout == f"{GROUP}\n"

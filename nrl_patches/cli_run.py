@@ -8,6 +8,7 @@ an interpreter that imports none of these never imports nrl_patches; ``startup/s
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -68,7 +69,7 @@ def run(command: tuple[str, ...]) -> None:
 
 def interpreter_of(program: str) -> str | None:
     """Return the Python interpreter that a program is, or whose script it is; None for other programs."""
-    if Path(program).name.startswith("python"):
+    if _is_python(program):
         return program
     try:
         with Path(program).open("rb") as file:
@@ -78,7 +79,7 @@ def interpreter_of(program: str) -> str | None:
     words = first.decode(errors="replace").split()
     if words and Path(words[0]).name == "env":
         words = [shutil.which(word) or "" for word in words[1:] if not word.startswith("-")]
-    return words[0] if words and Path(words[0]).name.startswith("python") else None
+    return words[0] if words and _is_python(words[0]) else None
 
 
 def missing_in(interpreter: str) -> str:
@@ -87,6 +88,11 @@ def missing_in(interpreter: str) -> str:
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     done = subprocess.run(asked, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - see above
     return (done.stderr.strip().splitlines() or ["answer to the question"])[-1] if done.returncode else ""
+
+
+def _is_python(program: str) -> bool:
+    # Others of the kind, as a user's own python-train.sh, would be executed by the question.
+    return re.fullmatch(r"python[\d.]*t?", Path(program).name) is not None
 
 
 class _CannotRunError(click.ClickException):

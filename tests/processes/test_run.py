@@ -124,7 +124,7 @@ def test_it_is_the_same_process(covered):
 
 def test_signals_that_python_ignores_are_not_ignored_by_the_command(covered):
     done = run(covered, "sh", "-c", "grep SigIgn /proc/self/status")
-    plain = subprocess.run(["grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
+    plain = subprocess.run(["/bin/grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
     assert done.stdout == plain.stdout
 
 
@@ -147,6 +147,13 @@ def test_commands_that_cannot_be_run(covered, command, code, message):
     done = run(covered, command)
     assert done.returncode == code
     assert message in done.stderr
+
+
+def test_a_script_whose_name_begins_with_python_is_executed_once(covered):
+    script = covered.write("python-train.sh", "#!/bin/sh\necho trained >>trained\n")
+    script.chmod(0o755)
+    assert run(covered, script).returncode == 0
+    assert (covered.folder / "trained").read_text() == "trained\n"
 
 
 @pytest.fixture(scope="module")

@@ -61,7 +61,25 @@ def _bring(path: str) -> None:
     except Exception as error:
         _report(path, error)
         if _is_strict():
+            _refuse(error)
             raise
+
+
+def _refuse(error: Exception) -> None:
+    # Once it has called them, wrapt forgets its hooks, and vLLM its plugins: whoever catches the error and imports
+    # again would go on unpatched.
+    import sys  # noqa: PLC0415
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    packages = {entry.name for entry in entry_points(group="nrl_patches.startup")}
+
+    class Refusal:
+        @staticmethod
+        def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+            if name.partition(".")[0] in packages:
+                raise error
+
+    sys.meta_path.insert(0, Refusal)  # type: ignore[arg-type]
 
 
 def _is_strict() -> bool:

@@ -188,6 +188,19 @@ def test_a_failing_import_fails_the_target_under_strict_only(covered):
     assert strict.stderr.rstrip().endswith("KeyError: 'half an upgrade'")
 
 
+def test_strict_fails_every_import_of_the_target_and_not_only_the_first(covered):
+    program = """
+for attempt in range(2):
+    try:
+        import standin
+    except Exception as error:
+        print(type(error).__name__)
+"""
+    environ = covered.environ(AUTOWRAPT_BOOTSTRAP=GROUP, NRL_PATCHES_STRICT="1", NRL_PATCHES_DISABLE="typo")
+    done = covered.python("-c", program, **environ)
+    assert done.stdout == "SettingsError\nSettingsError\n", done.stderr
+
+
 def test_the_group_names_the_packages_of_all_targets():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]

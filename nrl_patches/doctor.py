@@ -90,11 +90,17 @@ class Finding:
 
 def check_settings(environ: Mapping[str, str]) -> list[Finding]:
     """Check that nothing is switched off, and that every variable of ours could be understood."""
-    settings = default_activation().settings
+    registry, settings = default_activation().registry, default_activation().settings
     if not settings.enabled:
         return [Finding("NRL_PATCHES", f"{environ.get('NRL_PATCHES')!r}, which switches all off", "unset it")]
-    subjects = [problem.partition(": expected ") for problem in settings.problems]
+    files = {str(broken): broken for broken in registry.broken}
+    subjects = [problem.partition(": expected ") for problem in settings.problems if problem not in files]
     problems = [Finding(name, f"a problem: expected {rest}", "as said", unpatched=False) for name, _, rest in subjects]
+    problems += [
+        Finding(file.id, f"a patch that cannot be loaded: {file.file}: {file.error!r}", "install nrl-patches anew")
+        for problem, file in files.items()
+        if problem in settings.problems
+    ]
     return problems + [
         Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=False)
         for patch_id, reason in settings.disabled.items()

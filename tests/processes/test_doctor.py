@@ -87,6 +87,14 @@ def test_switches(copy):
     assert not typo["unpatched"]
 
 
+def test_a_patch_file_that_cannot_be_loaded(copy):
+    file = copy.write("nrl_patches/patches/standin/broken.py", "raise KeyError('mine')\n")
+    finding = only(copy)
+    assert (finding["subject"], finding["unpatched"]) == ("standin.broken", True)
+    assert finding["found"] == f"a patch that cannot be loaded: {file}: KeyError('mine')"
+    assert only(copy, NRL_PATCHES_DISABLE="standin.count,standin.broken")["subject"] == "standin.count"
+
+
 def test_autowrapt_asked_for_but_missing(copy):
     blocked = (
         "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda n: None if n == 'autowrapt' else find(n)"

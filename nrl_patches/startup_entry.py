@@ -50,9 +50,13 @@ def startup(_module: ModuleType) -> None:
 
 
 def _bring(path: str) -> None:
-    import sys  # noqa: PLC0415 - see the module docstring
+    import os  # noqa: PLC0415 - see the module docstring
+    import sys  # noqa: PLC0415
     from types import ModuleType  # noqa: PLC0415
 
+    # Read here already: off means that even a broken installation of ours does nothing.
+    if os.environ.get("NRL_PATCHES", "").strip().lower() in {"0", "false", "no", "off"}:
+        return
     # The first path counts. The note is kept where two copies of nrl_patches meet, because this module is none of it.
     shared = sys.modules.setdefault("_nrl_patches_process", ModuleType("_nrl_patches_process"))
     vars(shared).setdefault("path", path)

@@ -44,7 +44,8 @@ def _put_off() -> None:
     # Other groups than ours are none of our business.
     if autowrapt and register and environ.get("AUTOWRAPT_BOOTSTRAP") == "nrl_patches.startup":
         autowrapt.register_bootstrap_functions = lambda: None  # type: ignore[attr-defined]
-        sys.meta_path.insert(0, _Finder(register))  # type: ignore[arg-type]
+        if environ.get("NRL_PATCHES", "").strip().lower() not in ("0", "false", "no", "off"):
+            sys.meta_path.insert(0, _Finder(register))  # type: ignore[arg-type]
 
 
 _put_off()

@@ -201,6 +201,20 @@ for attempt in range(2):
     assert done.stdout == "SettingsError\nSettingsError\n", done.stderr
 
 
+@pytest.mark.parametrize("value", ["0", " Off "])
+def test_off_imports_nothing_of_ours(covered, value):
+    program = """
+import nrl_patches_startup, standin, sys
+nrl_patches_startup.vllm_plugin()
+print(sorted(sys.modules.keys() & {"nrl_patches", "wrapt"}))
+"""
+    # The package itself may be broken then; `run` could not be executed.
+    environ = {"AUTOWRAPT_BOOTSTRAP": GROUP, "NRL_PATCHES": value, "NRL_PATCHES_STRICT": "1"}
+    path = os.pathsep.join([str(covered.folder / "nrl_patches" / "startup"), str(covered.folder)])
+    done = covered.python("-c", program, PYTHONPATH=path, **environ)
+    assert done.stdout == "[]\n", done.stderr
+
+
 def test_the_group_names_the_packages_of_all_targets():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]

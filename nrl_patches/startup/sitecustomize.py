@@ -29,7 +29,19 @@ class _Finder:
         if name not in PACKAGES or self not in sys.meta_path:  # type: ignore[comparison-overlap]
             return None
         sys.meta_path.remove(self)  # type: ignore[arg-type]
-        self.register()
+        try:
+            self.register()
+        except Exception as error:
+            from os import environ  # noqa: PLC0415
+
+            if environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on"):
+                raise
+            sys.stderr.write(
+                "nrl_patches (startup): expected autowrapt to register its hooks; found {}: {}; next step: reinstall "
+                "nrl-patches[run] in this environment; this process may run without any patch\n".format(
+                    type(error).__name__, error
+                )
+            )
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415
 

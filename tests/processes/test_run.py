@@ -215,6 +215,15 @@ print(sorted(sys.modules.keys() & {"nrl_patches", "wrapt"}))
     assert done.stdout == "[]\n", done.stderr
 
 
+def test_a_failing_registration_fails_the_target_under_strict_only(covered):
+    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:renamed\n")
+    lenient = run(covered, sys.executable, "-c", COUNT)
+    assert lenient.stdout == "1\n"
+    (line,) = lenient.stderr.splitlines()
+    assert "expected autowrapt to register its hooks; found AttributeError: " in line
+    assert run(covered, sys.executable, "-c", COUNT, NRL_PATCHES_STRICT="1").returncode == 1
+
+
 def test_the_group_names_the_packages_of_all_targets():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]

@@ -10,17 +10,20 @@ into that dict, and its unpickling imports nrl_patches. coverage.py reaches its 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import FailedError, explain_problem
 from nrl_patches.hooks import call_when_executed, withdraw
 from nrl_patches.modules import process_module
 
 __all__ = ["activation_path", "cover_children", "parent_version", "uncover_children"]
+
+logger = logging.getLogger("nrl_patches")
 
 _KEY = "nrl_patches"
 _MARK = "_nrl_patches_original"
@@ -99,7 +102,18 @@ def cover_children(
     """
 
     def replace(spawn: ModuleType) -> None:
-        original = spawn.get_preparation_data
+        original = getattr(spawn, "get_preparation_data", None)
+        if original is None:
+            problem = explain_problem(
+                "multiprocessing.spawn",
+                expected="get_preparation_data",
+                found="no such function in this version of Python",
+                next_step="import nrl_patches in the children yourself, or use `nrl-patches run`",
+            )
+            if strict:
+                raise FailedError(problem)
+            logger.warning("%s", problem)
+            return
         if hasattr(original, _MARK):
             return
 

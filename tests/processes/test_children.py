@@ -210,6 +210,15 @@ assert not hasattr(spawn.get_preparation_data, "_nrl_patches_original")
     assert done.returncode == 0, done.stderr
 
 
+def test_a_python_without_the_function(copy):
+    code = "import multiprocessing.spawn as spawn\ndel spawn.get_preparation_data\nimport nrl_patches"
+    done = copy.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("multiprocessing.spawn: expected get_preparation_data; found no such function")
+    strict = copy.python("-c", code, NRL_PATCHES_STRICT="1")
+    assert "FailedError: multiprocessing.spawn: expected get_preparation_data" in strict.stderr
+
+
 def test_a_second_copy_of_the_package_replaces_nothing(copy):
     code = """
 import multiprocessing.spawn as spawn, sys

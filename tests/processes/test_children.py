@@ -120,6 +120,26 @@ child("forkserver")
     assert after["reason"] == "undone by nrl_patches.undo, in the parent process"
 
 
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_what_cannot_be_left_out_keeps_nothing_else(copy, strict):
+    # A fork server may have it all, and another party's patch on top of one.
+    copy.upstream(core="def count():\n    return 1\n\ndef more():\n    return 1\n")
+    copy.patch("more", target="standin.core:more", opt_out="NRL_DISABLE_MORE")
+    code = """
+import nrl_patches, standin.core
+ours = standin.core.count
+standin.core.count = lambda: ours()
+try:
+    nrl_patches._activation.leave_out({"standin.count": "x", "standin.more": "x"})
+except nrl_patches.UndoError:
+    print("raised")
+print(nrl_patches.status()["standin.more"].reason)
+"""
+    done = copy.python("-c", code, NRL_PATCHES_STRICT=strict)
+    assert done.stdout == "raised\n" * int(strict) + "x, in the parent process\n", done.stderr
+    assert done.stderr.startswith("off in the parent process, but still applied here: standin.count: expected ")
+
+
 def test_the_path_of_the_parent_counts(copy):
     # The child's own path does not have it: it learns of the parent's.
     main = f"import sys\nsys.path.insert(0, {str(copy.folder / 'elsewhere')!r})\nimport nrl_patches\nchild('spawn')"

@@ -5,7 +5,7 @@ every interpreter: several times what a bare interpreter takes. ``nrl-patches ru
 ``PYTHONPATH``; here that registration is put off until one of the packages that it is about is looked for. Where this
 file is not executed (``python -I``), autowrapt does its work at once, and only the time is lost.
 
-Executed by any Python that a job starts, of whatever version, before everything else: it needs next to nothing, and
+Executed by any Python that a job starts, from 3.6 on, before everything else: it needs next to nothing, and
 leaves no trace on the path.
 """
 
@@ -37,10 +37,9 @@ class _Finder:
             if environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on"):
                 raise
             sys.stderr.write(
-                "nrl_patches (startup): expected autowrapt to register its hooks; found {}: {}; next step: reinstall "
-                "nrl-patches[run] in this environment; this process may run without any patch\n".format(
-                    type(error).__name__, error
-                )
+                "nrl_patches (startup): expected autowrapt to register its hooks; "
+                f"found {type(error).__name__}: {error}; "
+                "next step: reinstall nrl-patches[run] in this environment; this process may run without any patch\n"
             )
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415

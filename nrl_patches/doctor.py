@@ -44,6 +44,7 @@ _HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
 _ASK_INTERPRETER = f"""
 import importlib.metadata, importlib.util, json, os
 found = {{"package": None, "version": None, "error": "", "plugins": []}}
+found["autowrapt"] = importlib.util.find_spec("autowrapt") is not None
 spec = importlib.util.find_spec("nrl_patches")
 if spec is not None:
     found["package"] = os.path.dirname(spec.origin or "")
@@ -127,8 +128,7 @@ def check_entry_points() -> list[Finding]:
 
 def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
     """Check that `nrl-patches run` works here, if this environment comes from it."""
-    asked = GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
-    if not asked or importlib.util.find_spec("autowrapt"):
+    if not _is_from_run(environ) or importlib.util.find_spec("autowrapt"):
         return []
     step = f'{sys.executable} -m pip install "nrl-patches[run]"'
     return [Finding(VARIABLE, f"that it asks for {GROUP}, but autowrapt is not installed here", step)]
@@ -137,19 +137,19 @@ def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
 def check_copies(path: Sequence[str]) -> list[Finding]:
     """Check that there is one version of nrl_patches on a search path, and that its metadata says the same."""
     folders = dict.fromkeys(Path(entry or ".").resolve() / "nrl_patches" for entry in path)
-    copies = [(folder, _version_of(folder)) for folder in folders if folder.joinpath("__init__.py").is_file()]
+    copies = [(folder, _version_of(folder)) for folder in folders if os.access(folder / "__init__.py", os.R_OK)]
     findings = []
     if len({version for _, version in copies}) > 1:
         shown = ", ".join(f"{version} in {folder}" for folder, version in copies)
         findings.append(Finding("sys.path", f"{len(copies)} copies of nrl_patches: {shown}", "remove all but one"))
-    published = {d.version for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}
+    published = {d.version or "nothing" for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}
     if published - {nrl_patches.__version__}:
         found = f"version {nrl_patches.__version__}, where the metadata says {', '.join(sorted(published))}"
         findings.append(Finding(str(Path(nrl_patches.__file__).parent), found, "install nrl-patches anew"))
     return findings
 
 
-def check_interpreter(python: str) -> list[Finding]:
+def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
     """Check that another interpreter, for example that of a worker's virtual environment, has this version of us."""
     step = f'{python} -m pip install "nrl-patches=={nrl_patches.__version__}"'
     try:
@@ -166,6 +166,10 @@ def check_interpreter(python: str) -> list[Finding]:
         findings.append(Finding(python, found, step))
     if PLUGIN not in answer["plugins"]:
         findings.append(Finding(python, "nrl_patches, but no entry point that vLLM could load", step))
+    if _is_from_run(environ) and not (answer["autowrapt"] and answer["startup"]):
+        lacking = "entry points for it" if answer["autowrapt"] else "autowrapt"
+        step = step.replace("nrl-patches==", "nrl-patches[run]==")
+        findings.append(Finding(python, f"that {VARIABLE} asks for {GROUP}, but no {lacking}", step))
     return findings
 
 
@@ -207,6 +211,10 @@ def check_import(modules: Iterable[str]) -> list[Finding]:
             continue
         findings += _judge(subject, rows)
     return findings
+
+
+def _is_from_run(environ: Mapping[str, str]) -> bool:
+    return GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
 
 
 def _judge(subject: str, rows: Iterable[Sequence[Any]]) -> list[Finding]:

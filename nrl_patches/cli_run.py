@@ -7,6 +7,7 @@ an interpreter that imports none of these never imports nrl_patches; ``startup/s
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import shutil
@@ -41,12 +42,17 @@ def run(command: tuple[str, ...]) -> None:
     Needs autowrapt in the environment of COMMAND: pip install "nrl-patches[run]".
     """
     program = shutil.which(command[0])
+    if program is None and Path(command[0]).name != command[0] and Path(command[0]).exists():
+        raise _CannotRunError(f"{command[0]}: expected a program; found none that may be executed", _NOT_EXECUTABLE)
     if program is None:
         raise _CannotRunError(
             f"{command[0]}: expected a command; found none of that name; next step: check PATH", _NOT_FOUND
         )
     interpreter = interpreter_of(program)
-    missing = missing_in(interpreter) if interpreter else ""
+    try:
+        missing = missing_in(interpreter) if interpreter else ""
+    except OSError as error:
+        raise _CannotRunError(f"{program}: expected an interpreter; found {error}", _NOT_EXECUTABLE) from error
     if missing:
         raise _CannotRunError(
             f"{interpreter}: expected nrl_patches and autowrapt; found no {missing}; "
@@ -64,6 +70,8 @@ def run(command: tuple[str, ...]) -> None:
     try:
         os.execv(program, command)  # noqa: S606 - that is what the user asked for
     except OSError as error:
+        if error.errno == errno.ENOEXEC and b"\0" not in Path(program).read_bytes()[:128]:
+            os.execv("/bin/sh", ["sh", program, *command[1:]])  # noqa: S606 - without a first line, as execvp(3) has it
         raise _CannotRunError(f"{program}: expected a program; found {error}", _NOT_EXECUTABLE) from error
 
 

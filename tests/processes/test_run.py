@@ -140,13 +140,22 @@ def test_what_the_user_bootstraps_is_kept(covered):
     [
         ("no-such-command", 127, "no-such-command: expected a command; found none of that name; next step: "),
         ("./broken", 126, "broken: expected a program; found [Errno 8] Exec format error"),
+        ("./nrl_patches", 126, "./nrl_patches: expected a program; found none that may be executed"),
+        ("./homeless", 126, "homeless: expected an interpreter; found [Errno 2] No such file or directory"),
     ],
 )
 def test_commands_that_cannot_be_run(covered, command, code, message):
-    covered.write("broken", "\x7fELF").chmod(0o755)
+    covered.write("broken", "\x7fELF\0").chmod(0o755)
+    covered.write("homeless", "#!/no/such/python\n").chmod(0o755)
     done = run(covered, command)
     assert done.returncode == code
     assert message in done.stderr
+
+
+def test_a_script_without_a_first_line_is_one_of_the_shell(covered):
+    covered.write("tool", 'echo "$@"\n').chmod(0o755)
+    done = run(covered, "./tool", "a b", "-x")
+    assert done.stdout == "a b -x\n", done.stderr
 
 
 def test_a_script_whose_name_begins_with_python_is_executed_once(covered):

@@ -104,8 +104,8 @@ def _report(path: str, error: Exception) -> None:
     if not failure:
         failure = "".join(traceback.format_exception(error))
         logging.getLogger("nrl_patches").error(
-            "nrl_patches (%s): expected to be imported; found %s: %s; next step: `nrl-patches doctor` in this "
-            "environment; this process runs without any patch",
+            "nrl_patches (%s): expected to be imported; found %s: %s; next step: reinstall nrl-patches in "
+            "this environment; this process runs without any patch",
             path,
             type(error).__name__,
             error,

@@ -75,7 +75,11 @@ class _Luggage:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
         """Pickle as a call of ``exec``, which every interpreter has."""
-        return exec, (_ARRIVAL, self.names)
+        from multiprocessing.context import get_spawning_popen  # noqa: PLC0415 - whoever pickles has imported it
+
+        # Only a fork server hands down a stale environment. A launcher of the child may have set its own on purpose.
+        stale = getattr(get_spawning_popen(), "method", None) == "forkserver"
+        return exec, (_ARRIVAL, self.names if stale else {**self.names, "environ": {}})
 
 
 def activation_path() -> str:
@@ -97,7 +101,7 @@ def cover_children(
     Args:
         version: That of nrl_patches here.
         disabled: Asked at each start of a child for the patches that are off here, with the reasons.
-        variables: The environment variables that the child must have as this process has them.
+        variables: The environment variables that a fork server's child must have as this process has them.
         strict: Whether a child that cannot import nrl_patches fails.
     """
 

@@ -105,6 +105,14 @@ child("forkserver")
     assert (kept["state"], kept["reason"]) == ("disabled", "NRL_DISABLE_COUNT=1, in the parent process")
 
 
+def test_the_settings_of_the_child_s_own_launcher(copy):
+    launcher = copy.write("launcher", f'#!/bin/sh\nNRL_DISABLE_COUNT=1 exec {sys.executable} "$@"\n')
+    launcher.chmod(0o755)
+    main = f"import nrl_patches\nmultiprocessing.set_executable({str(launcher)!r})\nchild('spawn')"
+    (told,), _ = children(copy, main)
+    assert (told["count"], told["reason"]) == (1, "NRL_DISABLE_COUNT=1")
+
+
 def test_a_fork_server_that_has_imported_the_package_itself(copy):
     copy.write("preloaded.py", "import nrl_patches, standin.core")
     main = """

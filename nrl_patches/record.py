@@ -68,6 +68,7 @@ class ProcessRecord:
             return False
 
     def _after_fork(self) -> None:
+        self._pid = -1  # In a namespace of its own, the child may have the number that its parent has in another.
         if self._content:
             self.publish(self._content)
 

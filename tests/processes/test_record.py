@@ -135,6 +135,13 @@ def test_a_forked_child_has_its_own(copy):
         assert asked(copy, "--pid", process.pid).stdout.count("activated by") == 1
 
 
+def test_a_forked_child_of_the_same_number(copy):
+    # As in another namespace.
+    with job(copy, f"os.getpid = lambda: 1\n{textwrap.dedent(FORK)}") as process:
+        child = int(line(process))
+        assert (state(process.pid), state(child)) == ("pending", "applied")
+
+
 def test_what_the_parent_does_after_a_fork_is_not_told_of_the_child(copy):
     code = FORK.replace("import standin.core", "").replace("print(pid", "import standin.core\n    print(pid")
     with job(copy, code) as process:

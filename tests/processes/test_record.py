@@ -190,6 +190,13 @@ def test_a_program_that_closes_every_file(copy):
         assert state(process.pid) == "applied"
 
 
+def test_it_takes_the_place_of_no_standard_stream(copy):
+    with job(copy, "os.close(2)\nimport nrl_patches\nprint(os.path.exists('/proc/self/fd/2'))") as process:
+        assert line(process) == "False"
+        assert line(process) == "there"
+        assert state(process.pid) == "pending"
+
+
 def test_it_is_not_inherited_by_other_programs(copy):
     code = """
         import nrl_patches, subprocess

@@ -12,7 +12,7 @@ from package_copy import Copy
 
 from nrl_patches import __version__
 from nrl_patches.record import NAME
-from nrl_patches.running import descendants, look_into
+from nrl_patches.running import Running, descendants, look_into
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
 
@@ -108,6 +108,18 @@ def test_the_middle_of_a_change_is_not_told(copy, text):
     with job(copy, code) as process:
         line(process)
         assert look_into(process.pid).records == ()
+
+
+@pytest.mark.parametrize("text", ["[]", "{}", '{"change": 1, "pid": 1, "complete": 1, "statuses": [{}]}'])
+def test_a_record_that_is_not_of_our_making(copy, text):
+    with job(copy, f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})") as process:
+        line(process)
+        assert look_into(process.pid).records == ()
+
+
+def test_what_a_process_says_is_no_command_for_the_terminal():
+    shown = str(Running(1, "sh -c \x1b[2J"))
+    assert shown == "process 1 (sh -c \\x1b[2J)"
 
 
 FORK = """

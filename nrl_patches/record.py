@@ -55,9 +55,9 @@ class ProcessRecord:
     def _replace(self) -> None:
         if self._is_there():  # Of the process that this one was forked from, who goes on writing to it.
             os.close(self._fd)
+        made = os.memfd_create(NAME, os.MFD_CLOEXEC)
         from fcntl import F_DUPFD_CLOEXEC, fcntl  # noqa: PLC0415 - where there are files in memory, there is this
 
-        made = os.memfd_create(NAME, os.MFD_CLOEXEC)
         try:  # 0 to 2 are for others, even where they are closed now.
             self._fd = fcntl(made, F_DUPFD_CLOEXEC, 3)
         finally:

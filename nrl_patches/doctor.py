@@ -102,8 +102,9 @@ def check_settings(environ: Mapping[str, str]) -> list[Finding]:
         for problem, file in files.items()
         if problem in settings.problems
     ]
+    all_off = len(settings.disabled) == len(registry.patches)
     return problems + [
-        Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=False)
+        Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=all_off)
         for patch_id, reason in settings.disabled.items()
     ]
 

@@ -77,7 +77,13 @@ def test_vllm_plugins_that_include_ours(copy):
     assert doctor(copy, VLLM_PLUGINS="other,nrl-patches") == ([], 0)
 
 
+def test_all_patches_switched_off_one_by_one(copy):
+    finding = only(copy, NRL_PATCHES_DISABLE="*")
+    assert (finding["subject"], finding["unpatched"]) == ("standin.count", True)
+
+
 def test_switches(copy):
+    copy.patch("other", opt_out="NRL_DISABLE_OTHER")
     off = only(copy, NRL_DISABLE_COUNT="1")
     assert (off["subject"], off["found"]) == ("standin.count", "that it is switched off: NRL_DISABLE_COUNT=1")
     typo = only(copy, NRL_PATCHES_DISABLE="standin.cuont")

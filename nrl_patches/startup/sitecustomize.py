@@ -28,7 +28,10 @@ class _Finder:
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> object:
         if name not in PACKAGES or self not in sys.meta_path:  # type: ignore[comparison-overlap]
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
+        try:
+            sys.meta_path.remove(self)  # type: ignore[arg-type]
+        except ValueError:  # Another thread was faster.
+            return None
         try:
             self.register()
         except Exception as error:

@@ -233,6 +233,21 @@ def test_a_failing_registration_fails_the_target_under_strict_only(covered):
     assert run(covered, sys.executable, "-c", COUNT, NRL_PATCHES_STRICT="1").returncode == 1
 
 
+def test_two_threads_that_are_the_first_to_look_for_a_target(covered):
+    program = """
+import sys
+finder = sys.meta_path[0]
+# As a thread sees it that has looked at sys.meta_path a moment before the other one changed it.
+class Path(list):
+    def __contains__(self, other):
+        return True
+sys.meta_path = Path(other for other in sys.meta_path if other is not finder)
+assert finder.find_spec("standin") is None
+"""
+    done = run(covered, sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_group_names_the_packages_of_all_targets():
     text = (ROOT / "pyproject.toml").read_text()
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]

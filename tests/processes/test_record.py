@@ -178,7 +178,7 @@ def test_a_program_that_closes_every_file(copy):
     # As daemons do. The number then belongs to a file of theirs, into which we must not write.
     code = f"""
         import nrl_patches
-        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {NAME!r} in os.readlink(f"/proc/self/fd/{{f}}"))
+        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {NAME!r} in os.path.realpath(f"/proc/self/fd/{{f}}"))
         os.closerange(3, 100)
         stranger = os.open("precious", os.O_RDWR | os.O_CREAT)
         os.dup2(stranger, fd)

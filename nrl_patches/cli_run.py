@@ -70,7 +70,7 @@ def run(command: tuple[str, ...]) -> None:
     try:
         os.execv(program, command)  # noqa: S606 - that is what the user asked for
     except OSError as error:
-        if error.errno == errno.ENOEXEC and b"\0" not in Path(program).read_bytes()[:128]:
+        if error.errno == errno.ENOEXEC and b"\0" not in _beginning_of(program):
             os.execv("/bin/sh", ["sh", program, *command[1:]])  # noqa: S606 - without a first line, as execvp(3) has it
         raise _CannotRunError(f"{program}: expected a program; found {error}", _NOT_EXECUTABLE) from error
 
@@ -79,11 +79,8 @@ def interpreter_of(program: str) -> str | None:
     """Return the Python interpreter that a program is, or whose script it is; None for other programs."""
     if _is_python(program):
         return program
-    try:
-        with Path(program).open("rb") as file:
-            first = file.readline(4096) if file.read(2) == b"#!" else b""
-    except OSError:  # What may be executed need not be readable.
-        return None
+    beginning = _beginning_of(program)
+    first = beginning[2:].partition(b"\n")[0] if beginning.startswith(b"#!") else b""
     words = first.decode(errors="replace").split()
     if words and Path(words[0]).name == "env":
         words = [shutil.which(word) or "" for word in words[1:] if not word.startswith("-")]
@@ -96,6 +93,14 @@ def missing_in(interpreter: str) -> str:
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     done = subprocess.run(asked, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - see above
     return (done.stderr.strip().splitlines() or ["answer to the question"])[-1] if done.returncode else ""
+
+
+def _beginning_of(program: str) -> bytes:
+    try:
+        with Path(program).open("rb") as file:
+            return file.read(4096)
+    except OSError:  # What may be executed need not be readable.
+        return b"\0"
 
 
 def _is_python(program: str) -> bool:

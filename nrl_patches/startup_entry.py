@@ -83,7 +83,7 @@ def _refuse(error: Exception) -> None:
             if name.partition(".")[0] in packages:
                 raise error
 
-    sys.meta_path.insert(0, Refusal)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, Refusal)
 
 
 def _is_strict() -> bool:

@@ -133,13 +133,24 @@ class Activation:
 
         Args:
             reasons: Why they are off there, by id; ids that this version does not know are none of its business.
+
+        Raises:
+            UndoError: Under strict mode, of the first one that cannot be undone; all others are undone.
         """
+        obstacles = []
         for patch_id, reason in reasons.items():
             if patch_id in self.registry.patches and self._records[patch_id].state is not State.DISABLED:
-                self.undo(patch_id)
+                try:
+                    self.undo(patch_id)
+                except UndoError as obstacle:
+                    obstacles.append(obstacle)
+                    logger.warning("off in the parent process, but still applied here: %s", obstacle)
+                    continue
                 where = ", in the parent process"
                 self._records[patch_id].reason = f"{reason.removesuffix(where)}{where}"
         self._changed()
+        if obstacles and self.settings.strict:
+            raise obstacles[0]
 
     def apply(self, *ids: str) -> None:
         """Apply patches that were undone, now or as soon as their targets are imported.

@@ -10,17 +10,20 @@ into that dict, and its unpickling imports nrl_patches. coverage.py reaches its 
 from __future__ import annotations
 
 import functools
+import logging
 import os
 import sys
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
 
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import FailedError, explain_problem
 from nrl_patches.hooks import call_when_executed, withdraw
 from nrl_patches.modules import process_module
 
 __all__ = ["activation_path", "cover_children", "parent_version", "uncover_children"]
+
+logger = logging.getLogger("nrl_patches")
 
 _KEY = "nrl_patches"
 _MARK = "_nrl_patches_original"
@@ -72,7 +75,11 @@ class _Luggage:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
         """Pickle as a call of ``exec``, which every interpreter has."""
-        return exec, (_ARRIVAL, self.names)
+        from multiprocessing.context import get_spawning_popen  # noqa: PLC0415 - whoever pickles has imported it
+
+        # Only a fork server hands down a stale environment. A launcher of the child may have set its own on purpose.
+        stale = getattr(get_spawning_popen(), "method", None) == "forkserver"
+        return exec, (_ARRIVAL, self.names if stale else {**self.names, "environ": {}})
 
 
 def activation_path() -> str:
@@ -94,12 +101,23 @@ def cover_children(
     Args:
         version: That of nrl_patches here.
         disabled: Asked at each start of a child for the patches that are off here, with the reasons.
-        variables: The environment variables that the child must have as this process has them.
+        variables: The environment variables that a fork server's child must have as this process has them.
         strict: Whether a child that cannot import nrl_patches fails.
     """
 
     def replace(spawn: ModuleType) -> None:
-        original = spawn.get_preparation_data
+        original = getattr(spawn, "get_preparation_data", None)
+        if original is None:
+            problem = explain_problem(
+                "multiprocessing.spawn",
+                expected="get_preparation_data",
+                found="no such function in this version of Python",
+                next_step="import nrl_patches in the children yourself, or use `nrl-patches run`",
+            )
+            if strict:
+                raise FailedError(problem)
+            logger.warning("%s", problem)
+            return
         if hasattr(original, _MARK):
             return
 

@@ -34,7 +34,11 @@ def doctor(*, pythons: tuple[str, ...], pids: tuple[int, ...], modules: tuple[st
         *checks.check_entry_points(),
         *checks.check_autowrapt(os.environ),
         *checks.check_copies(sys.path),
-        *(finding for python in (*pythons, *filter(None, [other])) for finding in checks.check_interpreter(python)),
+        *(
+            finding
+            for python in (*pythons, *filter(None, [other]))
+            for finding in checks.check_interpreter(python, os.environ)
+        ),
         *(finding for pid in pids for finding in checks.check_pid(pid)),
         *checks.check_import(modules),
     ]

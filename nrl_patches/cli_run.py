@@ -7,8 +7,11 @@ an interpreter that imports none of these never imports nrl_patches; ``startup/s
 
 from __future__ import annotations
 
+import errno
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -39,12 +42,17 @@ def run(command: tuple[str, ...]) -> None:
     Needs autowrapt in the environment of COMMAND: pip install "nrl-patches[run]".
     """
     program = shutil.which(command[0])
+    if program is None and Path(command[0]).name != command[0] and Path(command[0]).exists():
+        raise _CannotRunError(f"{command[0]}: expected a program; found none that may be executed", _NOT_EXECUTABLE)
     if program is None:
         raise _CannotRunError(
             f"{command[0]}: expected a command; found none of that name; next step: check PATH", _NOT_FOUND
         )
     interpreter = interpreter_of(program)
-    missing = missing_in(interpreter) if interpreter else ""
+    try:
+        missing = missing_in(interpreter) if interpreter else ""
+    except OSError as error:
+        raise _CannotRunError(f"{program}: expected an interpreter; found {error}", _NOT_EXECUTABLE) from error
     if missing:
         raise _CannotRunError(
             f"{interpreter}: expected nrl_patches and autowrapt; found no {missing}; "
@@ -57,25 +65,26 @@ def run(command: tuple[str, ...]) -> None:
     if str(STARTUP) not in path.split(os.pathsep):
         os.environ["PYTHONPATH"] = f"{STARTUP}{os.pathsep}{path}" if path else str(STARTUP)
     sys.stdout.flush()
+    for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # By Python, for itself; what is ignored stays so across execv.
+        signal.signal(ignored, signal.SIG_DFL)
     try:
         os.execv(program, command)  # noqa: S606 - that is what the user asked for
     except OSError as error:
+        if error.errno == errno.ENOEXEC and b"\0" not in _beginning_of(program):
+            os.execv("/bin/sh", ["sh", program, *command[1:]])  # noqa: S606 - without a first line, as execvp(3) has it
         raise _CannotRunError(f"{program}: expected a program; found {error}", _NOT_EXECUTABLE) from error
 
 
 def interpreter_of(program: str) -> str | None:
     """Return the Python interpreter that a program is, or whose script it is; None for other programs."""
-    if Path(program).name.startswith("python"):
+    if _is_python(program):
         return program
-    try:
-        with Path(program).open("rb") as file:
-            first = file.readline(4096) if file.read(2) == b"#!" else b""
-    except OSError:  # What may be executed need not be readable.
-        return None
+    beginning = _beginning_of(program)
+    first = beginning[2:].partition(b"\n")[0] if beginning.startswith(b"#!") else b""
     words = first.decode(errors="replace").split()
     if words and Path(words[0]).name == "env":
         words = [shutil.which(word) or "" for word in words[1:] if not word.startswith("-")]
-    return words[0] if words and Path(words[0]).name.startswith("python") else None
+    return words[0] if words and _is_python(words[0]) else None
 
 
 def missing_in(interpreter: str) -> str:
@@ -84,6 +93,19 @@ def missing_in(interpreter: str) -> str:
     environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
     done = subprocess.run(asked, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - see above
     return (done.stderr.strip().splitlines() or ["answer to the question"])[-1] if done.returncode else ""
+
+
+def _beginning_of(program: str) -> bytes:
+    try:
+        with Path(program).open("rb") as file:
+            return file.read(4096)
+    except OSError:  # What may be executed need not be readable.
+        return b"\0"
+
+
+def _is_python(program: str) -> bool:
+    # Others of the kind, as a user's own python-train.sh, would be executed by the question.
+    return re.fullmatch(r"python[\d.]*t?", Path(program).name) is not None
 
 
 class _CannotRunError(click.ClickException):

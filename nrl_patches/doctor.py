@@ -44,6 +44,7 @@ _HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
 _ASK_INTERPRETER = f"""
 import importlib.metadata, importlib.util, json, os
 found = {{"package": None, "version": None, "error": "", "plugins": []}}
+found["autowrapt"] = importlib.util.find_spec("autowrapt") is not None
 spec = importlib.util.find_spec("nrl_patches")
 if spec is not None:
     found["package"] = os.path.dirname(spec.origin or "")
@@ -90,13 +91,20 @@ class Finding:
 
 def check_settings(environ: Mapping[str, str]) -> list[Finding]:
     """Check that nothing is switched off, and that every variable of ours could be understood."""
-    settings = default_activation().settings
+    registry, settings = default_activation().registry, default_activation().settings
     if not settings.enabled:
         return [Finding("NRL_PATCHES", f"{environ.get('NRL_PATCHES')!r}, which switches all off", "unset it")]
-    subjects = [problem.partition(": expected ") for problem in settings.problems]
+    files = {str(broken): broken for broken in registry.broken}
+    subjects = [problem.partition(": expected ") for problem in settings.problems if problem not in files]
     problems = [Finding(name, f"a problem: expected {rest}", "as said", unpatched=False) for name, _, rest in subjects]
+    problems += [
+        Finding(file.id, f"a patch that cannot be loaded: {file.file}: {file.error!r}", "install nrl-patches anew")
+        for problem, file in files.items()
+        if problem in settings.problems
+    ]
+    all_off = len(settings.disabled) == len(registry.patches)
     return problems + [
-        Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=False)
+        Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=all_off)
         for patch_id, reason in settings.disabled.items()
     ]
 
@@ -121,8 +129,7 @@ def check_entry_points() -> list[Finding]:
 
 def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
     """Check that `nrl-patches run` works here, if this environment comes from it."""
-    asked = GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
-    if not asked or importlib.util.find_spec("autowrapt"):
+    if not _is_from_run(environ) or importlib.util.find_spec("autowrapt"):
         return []
     step = f'{sys.executable} -m pip install "nrl-patches[run]"'
     return [Finding(VARIABLE, f"that it asks for {GROUP}, but autowrapt is not installed here", step)]
@@ -131,19 +138,19 @@ def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
 def check_copies(path: Sequence[str]) -> list[Finding]:
     """Check that there is one version of nrl_patches on a search path, and that its metadata says the same."""
     folders = dict.fromkeys(Path(entry or ".").resolve() / "nrl_patches" for entry in path)
-    copies = [(folder, _version_of(folder)) for folder in folders if folder.joinpath("__init__.py").is_file()]
+    copies = [(folder, _version_of(folder)) for folder in folders if os.access(folder / "__init__.py", os.R_OK)]
     findings = []
     if len({version for _, version in copies}) > 1:
         shown = ", ".join(f"{version} in {folder}" for folder, version in copies)
         findings.append(Finding("sys.path", f"{len(copies)} copies of nrl_patches: {shown}", "remove all but one"))
-    published = {d.version for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}
+    published = {d.version or "nothing" for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}
     if published - {nrl_patches.__version__}:
         found = f"version {nrl_patches.__version__}, where the metadata says {', '.join(sorted(published))}"
         findings.append(Finding(str(Path(nrl_patches.__file__).parent), found, "install nrl-patches anew"))
     return findings
 
 
-def check_interpreter(python: str) -> list[Finding]:
+def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
     """Check that another interpreter, for example that of a worker's virtual environment, has this version of us."""
     step = f'{python} -m pip install "nrl-patches=={nrl_patches.__version__}"'
     try:
@@ -160,6 +167,10 @@ def check_interpreter(python: str) -> list[Finding]:
         findings.append(Finding(python, found, step))
     if PLUGIN not in answer["plugins"]:
         findings.append(Finding(python, "nrl_patches, but no entry point that vLLM could load", step))
+    if _is_from_run(environ) and not (answer["autowrapt"] and answer["startup"]):
+        lacking = "entry points for it" if answer["autowrapt"] else "autowrapt"
+        step = step.replace("nrl-patches==", "nrl-patches[run]==")
+        findings.append(Finding(python, f"that {VARIABLE} asks for {GROUP}, but no {lacking}", step))
     return findings
 
 
@@ -201,6 +212,10 @@ def check_import(modules: Iterable[str]) -> list[Finding]:
             continue
         findings += _judge(subject, rows)
     return findings
+
+
+def _is_from_run(environ: Mapping[str, str]) -> bool:
+    return GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
 
 
 def _judge(subject: str, rows: Iterable[Sequence[Any]]) -> list[Finding]:

@@ -55,7 +55,13 @@ class ProcessRecord:
     def _replace(self) -> None:
         if self._is_there():  # Of the process that this one was forked from, who goes on writing to it.
             os.close(self._fd)
-        self._fd = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        made = os.memfd_create(NAME, os.MFD_CLOEXEC)
+        from fcntl import F_DUPFD_CLOEXEC, fcntl  # noqa: PLC0415 - where there are files in memory, there is this
+
+        try:  # 0 to 2 are for others, even where they are closed now.
+            self._fd = fcntl(made, F_DUPFD_CLOEXEC, 3)
+        finally:
+            os.close(made)
         self._identity = _identity(self._fd)
         self._pid = os.getpid()
         self._length = 0
@@ -68,6 +74,7 @@ class ProcessRecord:
             return False
 
     def _after_fork(self) -> None:
+        self._pid = -1  # In a namespace of its own, the child may have the number that its parent has in another.
         if self._content:
             self.publish(self._content)
 

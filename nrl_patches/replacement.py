@@ -25,6 +25,7 @@ import wrapt
 from nrl_patches.declaration import Build, Fix
 from nrl_patches.errors import UndoError, explain_problem
 from nrl_patches.holders import Holders, find_holders
+from nrl_patches.hooks import withdraw as _  # noqa: F401 - see register_at_fork below
 from nrl_patches.modules import is_executing, process_module
 from nrl_patches.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
 
@@ -47,6 +48,8 @@ def _process_lock() -> Any:
 PROCESS_LOCK = _process_lock()
 """Held while targets change. Neither a guard nor a build may import under it: imports have locks of their own."""
 
+# Handlers run in the reverse order of registration before a fork: as undo does, this takes PROCESS_LOCK first and then
+# the lock of nrl_patches.hooks, which therefore must have been imported by now.
 os.register_at_fork(
     before=PROCESS_LOCK.acquire, after_in_parent=PROCESS_LOCK.release, after_in_child=PROCESS_LOCK.release
 )

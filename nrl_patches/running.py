@@ -48,7 +48,8 @@ class Running:
             for status in record["statuses"]:
                 lines.append(f"  {status['state']:<14}{status['id']}")
                 lines.append(f"  {'':14}{'; '.join((status['reason'], *status['notes']))}")
-        return "\n".join(lines)
+        # What a process says of itself must not reach the terminal as commands.
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in "\n".join(lines))
 
 
 def look_into(pid: int) -> Running:
@@ -102,11 +103,16 @@ def _read(link: Path) -> dict[str, Any] | None:
         if str(link.readlink()).removesuffix(" (deleted)") != f"/memfd:{NAME}":
             return None
         for _ in range(_ATTEMPTS):
-            with suppress(ValueError):  # In the middle of a change.
+            with suppress(ValueError, TypeError, KeyError):  # In the middle of a change, or not of our making.
                 record: dict[str, Any] = json.loads(link.read_bytes())
+                _ = record["pid"], record["activated_by"], [_row(status) for status in record["statuses"]]
                 if record["change"] == record["complete"]:
                     return record
     return None
+
+
+def _row(status: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
+    return status["id"], status["state"], status["reason"], tuple(status["notes"])
 
 
 def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:

@@ -50,9 +50,13 @@ def startup(_module: ModuleType) -> None:
 
 
 def _bring(path: str) -> None:
-    import sys  # noqa: PLC0415 - see the module docstring
+    import os  # noqa: PLC0415 - see the module docstring
+    import sys  # noqa: PLC0415
     from types import ModuleType  # noqa: PLC0415
 
+    # Read here already: off means that even a broken installation of ours does nothing.
+    if os.environ.get("NRL_PATCHES", "").strip().lower() in {"0", "false", "no", "off"}:
+        return
     # The first path counts. The note is kept where two copies of nrl_patches meet, because this module is none of it.
     shared = sys.modules.setdefault("_nrl_patches_process", ModuleType("_nrl_patches_process"))
     vars(shared).setdefault("path", path)
@@ -61,7 +65,25 @@ def _bring(path: str) -> None:
     except Exception as error:
         _report(path, error)
         if _is_strict():
+            _refuse(error)
             raise
+
+
+def _refuse(error: Exception) -> None:
+    # Once it has called them, wrapt forgets its hooks, and vLLM its plugins: whoever catches the error and imports
+    # again would go on unpatched.
+    import sys  # noqa: PLC0415
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    packages = {entry.name for entry in entry_points(group="nrl_patches.startup")}
+
+    class Refusal:
+        @staticmethod
+        def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+            if name.partition(".")[0] in packages:
+                raise error
+
+    sys.meta_path.insert(0, Refusal)
 
 
 def _is_strict() -> bool:
@@ -82,8 +104,8 @@ def _report(path: str, error: Exception) -> None:
     if not failure:
         failure = "".join(traceback.format_exception(error))
         logging.getLogger("nrl_patches").error(
-            "nrl_patches (%s): expected to be imported; found %s: %s; next step: `nrl-patches doctor` in this "
-            "environment; this process runs without any patch",
+            "nrl_patches (%s): expected to be imported; found %s: %s; next step: reinstall nrl-patches in "
+            "this environment; this process runs without any patch",
             path,
             type(error).__name__,
             error,

@@ -397,6 +397,35 @@ def test_fork_while_another_thread_changes_targets(counting):
     assert done.returncode == 0, done.stderr
 
 
+def test_fork_while_another_thread_undoes():
+    done = run(
+        """
+        import os, signal, sys, threading
+        import nrl_patches
+        from nrl_patches.hooks import withdraw
+        from nrl_patches.replacement import PROCESS_LOCK
+        held, forking = threading.Event(), threading.Event()
+        def undo():
+            with PROCESS_LOCK:
+                held.set()
+                forking.wait()
+                withdraw(print)
+        thread = threading.Thread(target=undo)
+        thread.start()
+        held.wait()
+        sys.setswitchinterval(60)  # This thread goes on until it waits for a lock.
+        os.register_at_fork(before=forking.set)
+        signal.alarm(20)
+        child = os.fork()
+        if not child:
+            os._exit(0)
+        os.waitpid(child, 0)
+        thread.join()
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_modules_that_are_no_modules(monkeypatch, counting):
     monkeypatch.setitem(sys.modules, "nrl_odd", types.SimpleNamespace(count=1))
     monkeypatch.setitem(sys.modules, "nrl_gone", None)

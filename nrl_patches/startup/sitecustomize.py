@@ -5,7 +5,7 @@ every interpreter: several times what a bare interpreter takes. ``nrl-patches ru
 ``PYTHONPATH``; here that registration is put off until one of the packages that it is about is looked for. Where this
 file is not executed (``python -I``), autowrapt does its work at once, and only the time is lost.
 
-Executed by any Python that a job starts, of whatever version, before everything else: it needs next to nothing, and
+Executed by any Python that a job starts, from 3.6 on, before everything else: it needs next to nothing, and
 leaves no trace on the path.
 """
 
@@ -28,8 +28,22 @@ class _Finder:
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> object:
         if name not in PACKAGES or self not in sys.meta_path:  # type: ignore[comparison-overlap]
             return None
-        sys.meta_path.remove(self)  # type: ignore[arg-type]
-        self.register()
+        try:
+            sys.meta_path.remove(self)  # type: ignore[arg-type]
+        except ValueError:  # Another thread was faster.
+            return None
+        try:
+            self.register()
+        except Exception as error:
+            from os import environ  # noqa: PLC0415
+
+            if environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on"):
+                raise
+            sys.stderr.write(
+                "nrl_patches (startup): expected autowrapt to register its hooks; "
+                f"found {type(error).__name__}: {error}; "
+                "next step: reinstall nrl-patches[run] in this environment; this process may run without any patch\n"
+            )
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415
 
@@ -44,7 +58,8 @@ def _put_off() -> None:
     # Other groups than ours are none of our business.
     if autowrapt and register and environ.get("AUTOWRAPT_BOOTSTRAP") == "nrl_patches.startup":
         autowrapt.register_bootstrap_functions = lambda: None  # type: ignore[attr-defined]
-        sys.meta_path.insert(0, _Finder(register))  # type: ignore[arg-type]
+        if environ.get("NRL_PATCHES", "").strip().lower() not in ("0", "false", "no", "off"):
+            sys.meta_path.insert(0, _Finder(register))  # type: ignore[arg-type]
 
 
 _put_off()

@@ -105,6 +105,14 @@ child("forkserver")
     assert (kept["state"], kept["reason"]) == ("disabled", "NRL_DISABLE_COUNT=1, in the parent process")
 
 
+def test_the_settings_of_the_child_s_own_launcher(copy):
+    launcher = copy.write("launcher", f'#!/bin/sh\nNRL_DISABLE_COUNT=1 exec {sys.executable} "$@"\n')
+    launcher.chmod(0o755)
+    main = f"import nrl_patches\nmultiprocessing.set_executable({str(launcher)!r})\nchild('spawn')"
+    (told,), _ = children(copy, main)
+    assert (told["count"], told["reason"]) == (1, "NRL_DISABLE_COUNT=1")
+
+
 def test_a_fork_server_that_has_imported_the_package_itself(copy):
     copy.write("preloaded.py", "import nrl_patches, standin.core")
     main = """
@@ -118,6 +126,26 @@ child("forkserver")
     assert (before["count"], before["state"], before["activated_by"]) == (2, "applied", "import")
     assert (after["count"], after["state"]) == (1, "disabled")
     assert after["reason"] == "undone by nrl_patches.undo, in the parent process"
+
+
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_what_cannot_be_left_out_keeps_nothing_else(copy, strict):
+    # A fork server may have it all, and another party's patch on top of one.
+    copy.upstream(core="def count():\n    return 1\n\ndef more():\n    return 1\n")
+    copy.patch("more", target="standin.core:more", opt_out="NRL_DISABLE_MORE")
+    code = """
+import nrl_patches, standin.core
+ours = standin.core.count
+standin.core.count = lambda: ours()
+try:
+    nrl_patches._activation.leave_out({"standin.count": "x", "standin.more": "x"})
+except nrl_patches.UndoError:
+    print("raised")
+print(nrl_patches.status()["standin.more"].reason)
+"""
+    done = copy.python("-c", code, NRL_PATCHES_STRICT=strict)
+    assert done.stdout == "raised\n" * int(strict) + "x, in the parent process\n", done.stderr
+    assert done.stderr.startswith("off in the parent process, but still applied here: standin.count: expected ")
 
 
 def test_the_path_of_the_parent_counts(copy):
@@ -208,6 +236,15 @@ assert not hasattr(spawn.get_preparation_data, "_nrl_patches_original")
 """
     done = copy.python("-c", code)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_python_without_the_function(copy):
+    code = "import multiprocessing.spawn as spawn\ndel spawn.get_preparation_data\nimport nrl_patches"
+    done = copy.python("-c", code)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr.startswith("multiprocessing.spawn: expected get_preparation_data; found no such function")
+    strict = copy.python("-c", code, NRL_PATCHES_STRICT="1")
+    assert "FailedError: multiprocessing.spawn: expected get_preparation_data" in strict.stderr
 
 
 def test_a_second_copy_of_the_package_replaces_nothing(copy):

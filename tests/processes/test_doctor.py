@@ -77,7 +77,13 @@ def test_vllm_plugins_that_include_ours(copy):
     assert doctor(copy, VLLM_PLUGINS="other,nrl-patches") == ([], 0)
 
 
+def test_all_patches_switched_off_one_by_one(copy):
+    finding = only(copy, NRL_PATCHES_DISABLE="*")
+    assert (finding["subject"], finding["unpatched"]) == ("standin.count", True)
+
+
 def test_switches(copy):
+    copy.patch("other", opt_out="NRL_DISABLE_OTHER")
     off = only(copy, NRL_DISABLE_COUNT="1")
     assert (off["subject"], off["found"]) == ("standin.count", "that it is switched off: NRL_DISABLE_COUNT=1")
     typo = only(copy, NRL_PATCHES_DISABLE="standin.cuont")
@@ -85,6 +91,14 @@ def test_switches(copy):
     assert "did you mean standin.count?" in typo["found"]
     assert not off["unpatched"]
     assert not typo["unpatched"]
+
+
+def test_a_patch_file_that_cannot_be_loaded(copy):
+    file = copy.write("nrl_patches/patches/standin/broken.py", "raise KeyError('mine')\n")
+    finding = only(copy)
+    assert (finding["subject"], finding["unpatched"]) == ("standin.broken", True)
+    assert finding["found"] == f"a patch that cannot be loaded: {file}: KeyError('mine')"
+    assert only(copy, NRL_PATCHES_DISABLE="standin.count,standin.broken")["subject"] == "standin.count"
 
 
 def test_autowrapt_asked_for_but_missing(copy):
@@ -115,6 +129,15 @@ def test_metadata_of_another_version(copy):
     assert "9.9" in finding["found"]
 
 
+def test_metadata_without_a_version(copy):
+    copy.write("nrl_patches-9.9.dist-info/METADATA", "")
+    assert f"where the metadata says {__version__}, nothing" in only(copy)["found"]
+
+
+def test_a_path_that_cannot_be_looked_into(copy):
+    assert doctor(copy, PYTHONPATH=os.pathsep.join([str(copy.folder), "x" * 300])) == ([], 0)
+
+
 def test_a_source_tree_that_is_not_installed(copy):
     code = """
 import importlib.metadata, json, sys
@@ -130,7 +153,7 @@ print(finding)
 def test_an_environment_without_the_package(copy, installed):
     # A worker's environment does not see the path of this process.
     script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches import doctor\n"
-    asked = f"print(*doctor.check_interpreter({str(installed)!r}), sep='\\n')"
+    asked = f"print(*doctor.check_interpreter({str(installed)!r}, {{}}), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", script + asked], capture_output=True, text=True, check=True, cwd="/", timeout=60
     )
@@ -158,6 +181,19 @@ def test_an_environment_in_which_the_import_fails(copy, tmp_path):
     other.chmod(0o755)
     finding = only(copy, "--python", other)
     assert finding["found"] == "that importing nrl_patches raises ModuleNotFoundError: no wrapt"
+
+
+@pytest.mark.parametrize(("autowrapt", "lacking"), [(False, "autowrapt"), (True, "entry points for it")])
+def test_an_environment_that_run_cannot_reach(copy, tmp_path, autowrapt, lacking):
+    other = tmp_path / "python"
+    answer = {"package": "/x", "version": __version__, "error": "", "plugins": ["nrl-patches"]}
+    answer |= {"autowrapt": autowrapt, "startup": not autowrapt}
+    other.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
+    other.chmod(0o755)
+    assert doctor(copy, "--python", other) == ([], 0)
+    finding = only(copy, "--python", other, AUTOWRAPT_BOOTSTRAP="nrl_patches.startup")
+    assert finding["found"] == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but no {lacking}"
+    assert "nrl-patches[run]==" in finding["next_step"]
 
 
 @pytest.mark.parametrize("program", ["/no/such/python", "/bin/false", "/bin/echo"])

@@ -12,7 +12,7 @@ from package_copy import Copy
 
 from nrl_patches import __version__
 from nrl_patches.record import NAME
-from nrl_patches.running import descendants, look_into
+from nrl_patches.running import Running, descendants, look_into
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
 
@@ -110,6 +110,18 @@ def test_the_middle_of_a_change_is_not_told(copy, text):
         assert look_into(process.pid).records == ()
 
 
+@pytest.mark.parametrize("text", ["[]", "{}", '{"change": 1, "pid": 1, "complete": 1, "statuses": [{}]}'])
+def test_a_record_that_is_not_of_our_making(copy, text):
+    with job(copy, f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})") as process:
+        line(process)
+        assert look_into(process.pid).records == ()
+
+
+def test_what_a_process_says_is_no_command_for_the_terminal():
+    shown = str(Running(1, "sh -c \x1b[2J"))
+    assert shown == "process 1 (sh -c \\x1b[2J)"
+
+
 FORK = """
     import nrl_patches
     reading, writing = os.pipe()
@@ -133,6 +145,13 @@ def test_a_forked_child_has_its_own(copy):
         done = asked(copy, "--children", "--pid", process.pid)
         assert done.stdout.count("activated by import") == 2
         assert asked(copy, "--pid", process.pid).stdout.count("activated by") == 1
+
+
+def test_a_forked_child_of_the_same_number(copy):
+    # As in another namespace.
+    with job(copy, f"os.getpid = lambda: 1\n{textwrap.dedent(FORK)}") as process:
+        child = int(line(process))
+        assert (state(process.pid), state(child)) == ("pending", "applied")
 
 
 def test_what_the_parent_does_after_a_fork_is_not_told_of_the_child(copy):
@@ -159,7 +178,7 @@ def test_a_program_that_closes_every_file(copy):
     # As daemons do. The number then belongs to a file of theirs, into which we must not write.
     code = f"""
         import nrl_patches
-        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {NAME!r} in os.readlink(f"/proc/self/fd/{{f}}"))
+        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {NAME!r} in os.path.realpath(f"/proc/self/fd/{{f}}"))
         os.closerange(3, 100)
         stranger = os.open("precious", os.O_RDWR | os.O_CREAT)
         os.dup2(stranger, fd)
@@ -181,6 +200,13 @@ def test_a_program_that_closes_every_file(copy):
         assert line(process) == "b'precious'"
         assert line(process) == "there"
         assert state(process.pid) == "applied"
+
+
+def test_it_takes_the_place_of_no_standard_stream(copy):
+    with job(copy, "os.close(2)\nimport nrl_patches\nprint(os.path.exists('/proc/self/fd/2'))") as process:
+        assert line(process) == "False"
+        assert line(process) == "there"
+        assert state(process.pid) == "pending"
 
 
 def test_it_is_not_inherited_by_other_programs(copy):

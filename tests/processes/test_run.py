@@ -122,6 +122,12 @@ def test_it_is_the_same_process(covered):
     assert process.returncode == -signal.SIGTERM
 
 
+def test_signals_that_python_ignores_are_not_ignored_by_the_command(covered):
+    done = run(covered, "sh", "-c", "grep SigIgn /proc/self/status")
+    plain = subprocess.run(["/bin/grep", "SigIgn", "/proc/self/status"], capture_output=True, text=True, check=True)
+    assert done.stdout == plain.stdout
+
+
 def test_what_the_user_bootstraps_is_kept(covered):
     shown = ("sh", "-c", "echo $AUTOWRAPT_BOOTSTRAP")
     assert run(covered, *shown).stdout == f"{GROUP}\n"
@@ -134,13 +140,29 @@ def test_what_the_user_bootstraps_is_kept(covered):
     [
         ("no-such-command", 127, "no-such-command: expected a command; found none of that name; next step: "),
         ("./broken", 126, "broken: expected a program; found [Errno 8] Exec format error"),
+        ("./nrl_patches", 126, "./nrl_patches: expected a program; found none that may be executed"),
+        ("./homeless", 126, "homeless: expected an interpreter; found [Errno 2] No such file or directory"),
     ],
 )
 def test_commands_that_cannot_be_run(covered, command, code, message):
-    covered.write("broken", "\x7fELF").chmod(0o755)
+    covered.write("broken", "\x7fELF\0").chmod(0o755)
+    covered.write("homeless", "#!/no/such/python\n").chmod(0o755)
     done = run(covered, command)
     assert done.returncode == code
     assert message in done.stderr
+
+
+def test_a_script_without_a_first_line_is_one_of_the_shell(covered):
+    covered.write("tool", 'echo "$@"\n').chmod(0o755)
+    done = run(covered, "./tool", "a b", "-x")
+    assert done.stdout == "a b -x\n", done.stderr
+
+
+def test_a_script_whose_name_begins_with_python_is_executed_once(covered):
+    script = covered.write("python-train.sh", "#!/bin/sh\necho trained >>trained\n")
+    script.chmod(0o755)
+    assert run(covered, script).returncode == 0
+    assert (covered.folder / "trained").read_text() == "trained\n"
 
 
 @pytest.fixture(scope="module")
@@ -173,6 +195,57 @@ def test_a_failing_import_fails_the_target_under_strict_only(covered):
     strict = covered.python(script, **environ, NRL_PATCHES_STRICT="1")
     assert strict.returncode == 1
     assert strict.stderr.rstrip().endswith("KeyError: 'half an upgrade'")
+
+
+def test_strict_fails_every_import_of_the_target_and_not_only_the_first(covered):
+    program = """
+for attempt in range(2):
+    try:
+        import standin
+    except Exception as error:
+        print(type(error).__name__)
+"""
+    environ = covered.environ(AUTOWRAPT_BOOTSTRAP=GROUP, NRL_PATCHES_STRICT="1", NRL_PATCHES_DISABLE="typo")
+    done = covered.python("-c", program, **environ)
+    assert done.stdout == "SettingsError\nSettingsError\n", done.stderr
+
+
+@pytest.mark.parametrize("value", ["0", " Off "])
+def test_off_imports_nothing_of_ours(covered, value):
+    program = """
+import nrl_patches_startup, standin, sys
+nrl_patches_startup.vllm_plugin()
+print(sorted(sys.modules.keys() & {"nrl_patches", "wrapt"}))
+"""
+    # The package itself may be broken then; `run` could not be executed.
+    environ = {"AUTOWRAPT_BOOTSTRAP": GROUP, "NRL_PATCHES": value, "NRL_PATCHES_STRICT": "1"}
+    path = os.pathsep.join([str(covered.folder / "nrl_patches" / "startup"), str(covered.folder)])
+    done = covered.python("-c", program, PYTHONPATH=path, **environ)
+    assert done.stdout == "[]\n", done.stderr
+
+
+def test_a_failing_registration_fails_the_target_under_strict_only(covered):
+    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:renamed\n")
+    lenient = run(covered, sys.executable, "-c", COUNT)
+    assert lenient.stdout == "1\n"
+    (line,) = lenient.stderr.splitlines()
+    assert "expected autowrapt to register its hooks; found AttributeError: " in line
+    assert run(covered, sys.executable, "-c", COUNT, NRL_PATCHES_STRICT="1").returncode == 1
+
+
+def test_two_threads_that_are_the_first_to_look_for_a_target(covered):
+    program = """
+import sys
+finder = sys.meta_path[0]
+# As a thread sees it that has looked at sys.meta_path a moment before the other one changed it.
+class Path(list):
+    def __contains__(self, other):
+        return True
+sys.meta_path = Path(other for other in sys.meta_path if other is not finder)
+assert finder.find_spec("standin") is None
+"""
+    done = run(covered, sys.executable, "-c", program)
+    assert done.returncode == 0, done.stderr
 
 
 def test_the_group_names_the_packages_of_all_targets():

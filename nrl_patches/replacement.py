@@ -91,13 +91,18 @@ class Slot:
         """The same, but ``__wrapped__`` is not enough: a replacement may name what it replaces and not call it."""
         return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
-    def rebuild(self, layers: dict[str, Build]) -> Holders:
-        """Make the target consist of these layers, everywhere where the present callable is held."""
+    def rebuild(self, layers: dict[str, Build], *, held_once: bool = False) -> Holders:
+        """Make the target consist of these layers, everywhere where the present callable is held.
+
+        Args:
+            layers: The builds, by patch id, innermost first.
+            held_once: Whether only the owner holds the callable, so that nobody has to be searched for.
+        """
         # Before the builds close over the callable. What a class inherits is held by its base, which is no target.
-        inherited = self.site.raw is MISSING
+        nobody_else = held_once or self.site.raw is MISSING
         holders = (
             Holders()
-            if inherited
+            if nobody_else
             else find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw, owner=self.site.owner)
         )
         function = self.site.function
@@ -159,7 +164,9 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     stranger = _stranger(site.function, fix.module.partition(".")[0])
     if stranger and not slot.layers:
         notes.append(f"on top of {stranger}, which had replaced {fix.qualname} before")
-    holders = slot.rebuild({**slot.layers, patch_id: fix.build})
+    # The site is as old as the slot only where the slot is new.
+    held_once = site.held_once and fix.target not in _slots
+    holders = slot.rebuild({**slot.layers, patch_id: fix.build}, held_once=held_once)
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
     if gc.get_freeze_count() and not is_executing(fix.module):

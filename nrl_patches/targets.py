@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -59,6 +60,7 @@ class Site:
         raw: What the owner's own namespace holds under it; ``MISSING`` if the owner inherits it.
         function: The callable itself.
         binding: ``staticmethod`` or ``classmethod`` if it is one, None if not.
+        held_once: Whether nothing but the owner's namespace referred to it when it was located.
     """
 
     owner: Any
@@ -66,6 +68,7 @@ class Site:
     raw: Any
     function: Callable[..., Any]
     binding: type | None
+    held_once: bool = False
 
     @property
     def mark(self) -> Mark | None:
@@ -83,14 +86,34 @@ def locate(module: ModuleType, fix: Fix) -> Site:
     try:
         if fix.qualname.partition(".")[0] not in namespace(module):
             raise AttributeError(f"module {fix.module} does not define it")  # noqa: TRY301 - as wrapt would
-        owner, name, found = wrapt.resolve_path(module, fix.qualname)
+        owner, name = wrapt.resolve_path(module, fix.qualname)[:2]
+        held_once = _is_held_once(owner, name)  # Before anything here refers to it.
+        found = wrapt.resolve_path(module, fix.qualname)[2]
     except AttributeError as error:
         raise MismatchError(f"{fix.target} to exist", f"{error}") from error
     binding = type(found) if isinstance(found, (staticmethod, classmethod)) else None
     function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
     if not callable(function):
         raise MismatchError(f"{fix.target} to be callable", f"a {type(found).__name__}")
-    return Site(owner, name, vars(owner).get(name, MISSING), function, binding)
+    return Site(owner, name, vars(owner).get(name, MISSING), function, binding, held_once)
+
+
+class _Once:
+    """Has a function that nothing else refers to, for comparison: what the call itself adds differs by Python."""
+
+    def function(self) -> None:
+        """Do nothing."""
+
+
+def _is_held_once(owner: Any, name: str) -> bool:
+    # Where there is no global lock, references are counted in other ways, and some functions not at all.
+    if not getattr(sys, "_is_gil_enabled", lambda: True)() or type(vars(owner).get(name)) is not FunctionType:
+        return False
+    return _references(owner, name) == _references(_Once, "function")
+
+
+def _references(owner: Any, name: str) -> int:
+    return sys.getrefcount(vars(owner)[name])
 
 
 def check(fix: Fix, site: Site) -> None:

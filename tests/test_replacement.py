@@ -9,6 +9,8 @@ import pytest
 import wrapt
 
 import nrl_patches
+from nrl_patches import replacement
+from nrl_patches.targets import locate
 
 SHAPES = """
 import functools
@@ -314,3 +316,49 @@ class TestStrangers:
         with pytest.raises(nrl_patches.UndoError):
             activation.undo(patch_id)
         assert core.function(1) == 2
+
+
+def closure_over(found):
+    return lambda: found
+
+
+def held_once(sandbox):
+    (fix,) = next(iter(sandbox.registry())).fixes
+    return locate(sandbox.core(), fix).held_once
+
+
+def test_a_target_that_nobody_else_refers_to_is_known_as_such(counting):
+    assert held_once(counting)
+
+
+@pytest.mark.parametrize(
+    "hold",
+    [
+        lambda core: core.count,
+        lambda core: [core.count],
+        lambda core: functools.partial(core.count),
+        lambda core: closure_over(core.count),
+        lambda core: setattr(core, "alias", core.count),
+        lambda core: type("Class", (), {"count": core.count}),
+    ],
+    ids=["local", "list", "partial", "closure", "alias", "class"],
+)
+def test_a_target_that_anything_else_refers_to_is_searched_for(counting, hold):
+    held = hold(counting.core())
+    assert not held_once(counting), held
+    del held
+
+
+def test_only_the_first_of_a_targets_layers_may_skip_the_search(counting, monkeypatch):
+    searched = []
+    search = replacement.find_holders
+    monkeypatch.setattr(
+        replacement, "find_holders", lambda *args, **kwargs: searched.append(1) or search(*args, **kwargs)
+    )
+    counting.core()
+    activation = counting.activate()
+    assert counting.core().count() == 2
+    assert not searched
+    with activation.undo():
+        assert counting.core().count() == 1
+    assert searched

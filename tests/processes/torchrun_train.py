@@ -7,6 +7,7 @@ from those of the same model in one piece. Without ``import`` the program itself
 """
 
 import json
+import os
 import sys
 
 import torch
@@ -70,6 +71,7 @@ def main():
     if distributed.get_rank() == 0:
         print(json.dumps(gathered), flush=True)
     distributed.destroy_process_group()
+    os._exit(0)  # Gloo's threads now and then abort an orderly exit: pytorch/pytorch issue 190489.
 
 
 if __name__ == "__main__":

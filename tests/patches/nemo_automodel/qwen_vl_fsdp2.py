@@ -81,7 +81,8 @@ def rank_main(rank, folder, port):
     distributed.all_gather_object(gathered, found)
     distributed.destroy_process_group()
     if rank == 0:
-        print(json.dumps(gathered))
+        print(json.dumps(gathered), flush=True)
+    os._exit(0)  # Gloo's threads now and then abort an orderly exit: pytorch/pytorch issue 190489.
 
 
 if __name__ == "__main__":

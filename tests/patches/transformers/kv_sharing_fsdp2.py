@@ -60,7 +60,7 @@ def rank_main(rank, family, port):
     distributed.destroy_process_group()
     if rank == 0:
         print(json.dumps(gathered), flush=True)
-    os._exit(0)  # After an exception inside FSDP2's hooks gloo's threads now and then abort an orderly exit.
+    os._exit(0)  # Gloo's threads now and then abort an orderly exit: pytorch/pytorch issue 190489.
 
 
 if __name__ == "__main__":

@@ -91,19 +91,20 @@ class Slot:
         """The same, but ``__wrapped__`` is not enough: a replacement may name what it replaces and not call it."""
         return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
-    def rebuild(self, layers: dict[str, Build], *, held_once: bool = False) -> Holders:
+    def rebuild(self, layers: dict[str, Build], *, others: int | None = None) -> Holders:
         """Make the target consist of these layers, everywhere where the present callable is held.
 
         Args:
             layers: The builds, by patch id, innermost first.
-            held_once: Whether only the owner holds the callable, so that nobody has to be searched for.
+            others: How many references to the callable there are beside the owner's, None if unknown.
         """
         # Before the builds close over the callable. What a class inherits is held by its base, which is no target.
-        nobody_else = held_once or self.site.raw is MISSING
+        nobody_else = others == 0 or self.site.raw is MISSING
+        ours = (Site, Slot, Mark)
         holders = (
             Holders()
             if nobody_else
-            else find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw, owner=self.site.owner)
+            else find_holders(self.function, ignore=ours, but=self.raw, owner=self.site.owner, others=others)
         )
         function = self.site.function
         for patch_id, build in layers.items():
@@ -165,11 +166,11 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     if stranger and not slot.layers:
         notes.append(f"on top of {stranger}, which had replaced {fix.qualname} before")
     # The site is as old as the slot only where the slot is new.
-    held_once = site.held_once and fix.target not in _slots
-    holders = slot.rebuild({**slot.layers, patch_id: fix.build}, held_once=held_once)
+    others = None if fix.target in _slots else site.others
+    holders = slot.rebuild({**slot.layers, patch_id: fix.build}, others=others)
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
-    if gc.get_freeze_count() and not is_executing(fix.module):
+    if holders.asked_collector and gc.get_freeze_count() and not is_executing(fix.module):
         notes.append(f"objects hidden by gc.freeze() were not searched for copies of {fix.qualname}")
     if _may_be_traced(fix.module):
         notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")

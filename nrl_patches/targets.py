@@ -60,7 +60,7 @@ class Site:
         raw: What the owner's own namespace holds under it; ``MISSING`` if the owner inherits it.
         function: The callable itself.
         binding: ``staticmethod`` or ``classmethod`` if it is one, None if not.
-        held_once: Whether nothing but the owner's namespace referred to it when it was located.
+        others: How many references to it there were beside the owner's when it was located; None if unknown.
     """
 
     owner: Any
@@ -68,7 +68,7 @@ class Site:
     raw: Any
     function: Callable[..., Any]
     binding: type | None
-    held_once: bool = False
+    others: int | None = None
 
     @property
     def mark(self) -> Mark | None:
@@ -87,7 +87,7 @@ def locate(module: ModuleType, fix: Fix) -> Site:
         if fix.qualname.partition(".")[0] not in namespace(module):
             raise AttributeError(f"module {fix.module} does not define it")  # noqa: TRY301 - as wrapt would
         owner, name = wrapt.resolve_path(module, fix.qualname)[:2]
-        held_once = _is_held_once(owner, name)  # Before anything here refers to it.
+        others = _count_others(owner, name)  # Before anything here refers to it.
         found = wrapt.resolve_path(module, fix.qualname)[2]
     except AttributeError as error:
         raise MismatchError(f"{fix.target} to exist", f"{error}") from error
@@ -95,7 +95,7 @@ def locate(module: ModuleType, fix: Fix) -> Site:
     function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
     if not callable(function):
         raise MismatchError(f"{fix.target} to be callable", f"a {type(found).__name__}")
-    return Site(owner, name, vars(owner).get(name, MISSING), function, binding, held_once)
+    return Site(owner, name, vars(owner).get(name, MISSING), function, binding, others)
 
 
 class _Once:
@@ -105,11 +105,11 @@ class _Once:
         """Do nothing."""
 
 
-def _is_held_once(owner: Any, name: str) -> bool:
+def _count_others(owner: Any, name: str) -> int | None:
     # Where there is no global lock, references are counted in other ways, and some functions not at all.
     if not getattr(sys, "_is_gil_enabled", lambda: True)() or type(vars(owner).get(name)) is not FunctionType:
-        return False
-    return _references(owner, name) == _references(_Once, "function")
+        return None
+    return _references(owner, name) - _references(_Once, "function")
 
 
 def _references(owner: Any, name: str) -> int:

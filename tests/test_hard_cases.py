@@ -291,6 +291,27 @@ def test_frozen_objects_are_out_of_reach_and_said(counting):
     assert done.returncode == 0, done.stderr
 
 
+def test_what_is_frozen_is_no_matter_where_the_modules_hold_every_reference(counting):
+    done = counting.run(
+        f"""
+        import gc, sys, types
+        import {counting.name}.core as core
+        copies = sys.modules["copies"] = types.ModuleType("copies")
+        copies.counted = core.count
+        gc.freeze()
+        from nrl_patches.activation import Activation
+        from nrl_patches import registry
+        import {counting.patches} as patches
+        activation = Activation(registry.load(patches), {{}})
+        activation.start()
+        (status,) = activation.status().values()
+        assert (status.state, status.notes) == ("applied", ()), status
+        assert (core.count(), copies.counted()) == (2, 2)
+        """
+    )
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_target_that_is_younger_than_the_freeze_is_not_hidden(counting):
     done = counting.run(
         f"""

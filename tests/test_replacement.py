@@ -4,12 +4,13 @@ import inspect
 import pickle
 import re
 import sys
+import types
 
 import pytest
 import wrapt
 
 import nrl_patches
-from nrl_patches import replacement
+from nrl_patches import holders, replacement
 from nrl_patches.targets import locate
 
 SHAPES = """
@@ -322,13 +323,13 @@ def closure_over(found):
     return lambda: found
 
 
-def held_once(sandbox):
+def others(sandbox):
     (fix,) = next(iter(sandbox.registry())).fixes
-    return locate(sandbox.core(), fix).held_once
+    return locate(sandbox.core(), fix).others
 
 
 def test_a_target_that_nobody_else_refers_to_is_known_as_such(counting):
-    assert held_once(counting)
+    assert others(counting) == 0
 
 
 @pytest.mark.parametrize(
@@ -343,10 +344,15 @@ def test_a_target_that_nobody_else_refers_to_is_known_as_such(counting):
     ],
     ids=["local", "list", "partial", "closure", "alias", "class"],
 )
-def test_a_target_that_anything_else_refers_to_is_searched_for(counting, hold):
+def test_whatever_else_refers_to_a_target_is_counted(counting, hold):
     held = hold(counting.core())
-    assert not held_once(counting), held
+    assert others(counting) == 1, held
     del held
+
+
+def test_of_a_decorated_method_nothing_is_known(shapes):
+    shapes.patch(target=target(shapes, "Shape.static"))
+    assert others(shapes) is None
 
 
 def test_only_the_first_of_a_targets_layers_may_skip_the_search(counting, monkeypatch):
@@ -362,3 +368,55 @@ def test_only_the_first_of_a_targets_layers_may_skip_the_search(counting, monkey
     with activation.undo():
         assert counting.core().count() == 1
     assert searched
+
+
+@pytest.fixture
+def passes(monkeypatch):
+    """Whether a pass over the heap was made, for each search."""
+    made = []
+
+    class Remembered(holders.Holders):
+        # Nothing here may take the callable as an argument: it would be one more holder.
+        def __init__(self):
+            super().__init__()
+            made.append(self)
+
+    monkeypatch.setattr(holders, "Holders", Remembered)
+    return lambda: [found.asked_collector for found in made]
+
+
+@pytest.fixture
+def by_name(counting, monkeypatch):
+    """Another module that holds the target under a name of its own."""
+    module = types.ModuleType(f"{counting.name}_copies")
+    module.counted = counting.core().count
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return module
+
+
+def test_where_the_modules_account_for_every_reference_there_is_no_pass_over_the_heap(counting, by_name, passes):
+    activation = counting.activate()
+    assert (counting.core().count(), by_name.counted()) == (2, 2)
+    assert passes() == [False]
+    activation.undo()
+    assert (counting.core().count(), by_name.counted()) == (1, 1)
+    assert passes() == [False, True]
+
+
+def test_a_copy_in_a_module_does_not_hide_a_holder_that_no_module_is(counting, by_name, passes):
+    partial = functools.partial(by_name.counted)
+    activation = counting.activate()
+    assert (counting.core().count(), by_name.counted(), partial()) == (2, 2, 1)
+    assert passes() == [True]
+    (status,) = activation.status().values()
+    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+
+
+def test_a_module_that_is_known_under_two_names_counts_once(counting, by_name, passes, monkeypatch):
+    monkeypatch.setitem(sys.modules, f"{by_name.__name__}_again", by_name)
+    kept = [by_name.counted]
+    activation = counting.activate()
+    assert passes() == [True]
+    (status,) = activation.status().values()
+    assert "could not reach 1 holder(s) of count: a list" in status.notes
+    assert kept[0]() == 1

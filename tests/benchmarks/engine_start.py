@@ -4,7 +4,9 @@
 
 Starts of an engine differ by far more than the patches take, so the difference of two starts tells nothing. Instead a
 clock in each process of the engine (front end, EngineCore, worker) measures the import of nrl_patches and the
-application of each patch. MODEL is a folder with a configuration; weights are not read.
+application of each patch. What nrl_patches imports and an engine without it imports too (the standard library, mostly)
+is imported before the clock starts: the engine pays for it in any case. MODEL is a folder with a configuration; weights
+are not read.
 """
 
 import json
@@ -17,20 +19,21 @@ import time
 from pathlib import Path
 
 CLOCK = """
-import multiprocessing, os, pathlib, sys, time
+import importlib, multiprocessing, os, pathlib, sys, time
 from importlib.machinery import PathFinder
 
 spent = {"import": 0.0, "later": 0.0}
 
-def timed(name, function):
+def timed(kind, function):
     def call(*args):
         start = time.perf_counter()
         try:
             return function(*args)
         finally:
-            spent[name] += time.perf_counter() - start
-            process = f"{multiprocessing.current_process().name} {os.getpid()}"
-            pathlib.Path(os.environ["CLOCKS"], process).write_text(f"{spent['import']} {spent['later']}")
+            spent[kind] += time.perf_counter() - start
+            name = multiprocessing.current_process().name  # A child gets its own only after its first import of ours.
+            told = f"{name} {spent['import']} {spent['later']}"
+            pathlib.Path(os.environ["CLOCKS"], str(os.getpid())).write_text(told)
     return call
 
 class Finder:
@@ -38,6 +41,8 @@ class Finder:
         if name != "nrl_patches":
             return None
         sys.meta_path.remove(self)
+        for other in os.environ["IMPORTED_ANYWAY"].split():
+            importlib.import_module(other)
         spec = PathFinder.find_spec(name, path)
         execute = timed("import", spec.loader.exec_module)
         def execute_and_watch(module):
@@ -53,34 +58,49 @@ sys.meta_path.insert(0, Finder())
 
 
 def start(model: str) -> None:
-    """Print the seconds of one start, from the import of vLLM on."""
+    """Print what is imported after one start, and its seconds, from the import of vLLM on."""
     begin = time.perf_counter()
     from vllm import LLM
 
     engine = LLM(model, load_format="dummy", dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1)
-    print(time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    print(*sys.modules)
+    print(seconds)
     engine.llm_engine.engine_core.shutdown()
 
 
-def measure(model: str) -> tuple[float, dict[str, tuple[float, float]]]:
+def run(*command: str, **environ: str) -> list[str]:
+    """Return the lines that a Python command printed."""
+    environ = {"VLLM_LOGGING_LEVEL": "ERROR"} | environ
+    done = subprocess.run(
+        [sys.executable, *command], env=os.environ | environ, check=True, stdout=subprocess.PIPE, text=True
+    )
+    return done.stdout.splitlines()
+
+
+def imported_anyway(model: str) -> str:
+    """Return the modules that nrl_patches imports and that an engine without it imports as well."""
+    needed = set(run("-c", "import sys, nrl_patches; print(*sys.modules)")[-1].split())
+    there = set(run(__file__, "--start", model, NRL_PATCHES="0")[-2].split())
+    assert "nrl_patches" not in there
+    print("charged beside our own:", *(m for m in sorted(needed - there) if not m.startswith(("nrl_", "_nrl_"))))
+    return " ".join(sorted(needed & there - {"__main__"}))
+
+
+def measure(model: str, anyway: str) -> tuple[float, dict[str, tuple[float, float]]]:
     """Return the seconds of one start, and of the import and what came later in each process."""
     with tempfile.TemporaryDirectory() as folder:
         Path(folder, "sitecustomize.py").write_text(CLOCK, encoding="utf-8")
         clocks = Path(folder, "clocks")
         clocks.mkdir()
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
-        done = subprocess.run(
-            [sys.executable, __file__, "--start", model],
-            env=os.environ | {"PYTHONPATH": path, "CLOCKS": str(clocks), "VLLM_LOGGING_LEVEL": "ERROR"},
-            check=True,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
+        environ = {"PYTHONPATH": path, "CLOCKS": str(clocks), "IMPORTED_ANYWAY": anyway}
+        printed = run(__file__, "--start", model, **environ)
         spent = {}
         for clock in clocks.iterdir():
-            imported, later = clock.read_text(encoding="utf-8").split()
-            spent[clock.name.split()[0]] = float(imported), float(later)
-    return float(done.stdout.splitlines()[-1]), spent
+            name, imported, later = clock.read_text(encoding="utf-8").split()
+            spent[f"{name} {clock.name}"] = float(imported), float(later)
+    return float(printed[-1]), spent
 
 
 def main() -> None:
@@ -89,8 +109,9 @@ def main() -> None:
         start(sys.argv[2])
         return
     ratios = []
+    anyway = imported_anyway(sys.argv[1])
     for _ in range(int(sys.argv[2]) if len(sys.argv) > 2 else 3):
-        whole, spent = measure(sys.argv[1])
+        whole, spent = measure(sys.argv[1], anyway)
         ratios.append(sum(map(sum, spent.values())) / whole)
         parts = {name: f"{1000 * first:.0f} + {1000 * later:.0f} ms" for name, (first, later) in spent.items()}
         print(f"start {whole:5.1f} s; import and what came later: {json.dumps(parts)}; ratio {ratios[-1]:.4f}")

@@ -27,7 +27,6 @@ __all__ = ["Again", "NotOursError", "Workshop", "disk_usage"]
 
 Again = Literal["errors", "all"]
 
-
 _MARKER = "made-by-nrl-patches"
 _OURS = frozenset({"environments", "lock", "matplotlib", "matrix.json", "report", _MARKER})
 
@@ -40,7 +39,8 @@ class Workshop:
     """A folder in which releases are installed and measured.
 
     What belongs to this class below it: ``environments`` (with the installer's cache), ``matrix.json`` (what was
-    measured, whole after every release), ``report`` and ``lock``.
+    measured, whole after every release), ``report``, ``matplotlib`` (its cache), ``lock``, and the marker by which a
+    folder is known as one that may be deleted.
 
     Args:
         folder: The folder; made when it is needed.

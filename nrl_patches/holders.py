@@ -10,7 +10,7 @@ from typing import Any
 from nrl_patches.modules import loaded_modules, namespace
 from nrl_patches.targets import MARK
 
-__all__ = ["Holder", "Holders", "find_holders"]
+__all__ = ["Holder", "Holders", "find_copies", "find_holders"]
 
 _TRANSIENT = (types.FrameType, types.GeneratorType, types.CoroutineType)
 
@@ -38,32 +38,33 @@ class Holders:
     asked_collector: bool = False
 
 
-def find_holders(
-    wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None, owner: Any = None, others: int | None = None
-) -> Holders:
-    """Find every object that refers to ``wanted``.
+def find_copies(wanted: Any) -> list[Holder]:
+    """Find the modules that hold a callable, under whatever name: what ``from module import name`` made, and its home.
 
-    Modules are looked through one by one, for the copies that ``from module import name`` made; everything else is
-    found in one pass of the garbage collector's lists (which objects frozen by ``gc.freeze`` are not on). Both
-    together take about 30 ms with torch and transformers imported. The pass is spared where the modules account for
-    every reference there is: beside vLLM it takes 70 ms in each process.
+    Args:
+        wanted: The callable, compared by identity.
+    """
+    modules = {id(namespace(module)): module for module in loaded_modules()}
+    # By id: a comprehension over the callable itself would hold it in a cell, and find that.
+    key = id(wanted)
+    return [holder for module in modules.values() for holder in _named(module, namespace(module), key)]
+
+
+def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None, owner: Any = None) -> Holders:
+    """Find every object that refers to a callable.
+
+    What no module holds is found in one pass of the garbage collector's lists (which objects frozen by ``gc.freeze``
+    are not on). That takes 20 ms with torch and transformers imported, and 70 ms beside vLLM.
 
     Args:
         wanted: The callable, compared by identity.
         ignore: Types whose instances are the caller's own bookkeeping.
         but: One more object that is known to hold it.
-        owner: The module or class that is known to hold it; what holds it beside that is searched for.
-        others: How many references there were beside the owner's and the caller's, None if unknown.
+        owner: A class that is known to hold it; what holds it beside that is searched for.
     """
-    modules = {id(namespace(module)): module for module in loaded_modules()}
-    # By id: a comprehension over the callable itself would hold it in a cell, and find that.
+    modules = {id(namespace(module)) for module in loaded_modules()}
     key = id(wanted)
-    found = Holders()
-    for module in modules.values():
-        found.reachable += _named(module, namespace(module), key)
-    if others is not None and others == len(found.reachable) - isinstance(owner, types.ModuleType):
-        return found
-    found.asked_collector = True
+    found = Holders(find_copies(wanted), asked_collector=True)
     unresolved: list[dict[Any, Any]] = []
     cells: list[types.CellType] = []
     for referrer in gc.get_referrers(wanted):

@@ -24,7 +24,7 @@ import wrapt
 
 from nrl_patches.declaration import Build, Fix
 from nrl_patches.errors import UndoError, explain_problem
-from nrl_patches.holders import Holders, find_holders
+from nrl_patches.holders import Holders, find_copies, find_holders
 from nrl_patches.hooks import withdraw as _  # noqa: F401 - see register_at_fork below
 from nrl_patches.modules import is_executing, process_module
 from nrl_patches.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
@@ -91,21 +91,13 @@ class Slot:
         """The same, but ``__wrapped__`` is not enough: a replacement may name what it replaces and not call it."""
         return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
-    def rebuild(self, layers: dict[str, Build], *, others: int | None = None) -> Holders:
+    def rebuild(self, layers: dict[str, Build]) -> Holders:
         """Make the target consist of these layers, everywhere where the present callable is held.
 
         Args:
             layers: The builds, by patch id, innermost first.
-            others: How many references to the callable there are beside the owner's, None if unknown.
         """
-        # Before the builds close over the callable. What a class inherits is held by its base, which is no target.
-        nobody_else = others == 0 or self.site.raw is MISSING
-        ours = (Site, Slot, Mark)
-        holders = (
-            Holders()
-            if nobody_else
-            else find_holders(self.function, ignore=ours, but=self.raw, owner=self.site.owner, others=others)
-        )
+        holders = self._holders()  # Before the builds close over the callable.
         function = self.site.function
         for patch_id, build in layers.items():
             function = _dress(build(function), function, patch_id)
@@ -121,6 +113,38 @@ class Slot:
                 setattr(holder.owner, holder.name, function)
         self.layers, self.function, self.raw = layers, function, raw
         return holders
+
+    def _holders(self) -> Holders:
+        """Find who holds the present callable beside the owner; on the heap only if the modules do not explain all."""
+        # What a class inherits is held by its base, which is no target.
+        if self.site.raw is MISSING or _count_others(self) == 0:
+            return Holders()
+        copies = find_copies(self.function)
+        elsewhere = [copy for copy in copies if copy.owner is not self.site.owner or copy.name != self.site.name]
+        # Counted once more: another thread may have made a copy or dropped one.
+        if _count_others(self) == len(elsewhere):
+            return Holders(copies)
+        return find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw, owner=self.site.owner)
+
+
+def _count_others(slot: Slot) -> int | None:
+    """Count the references to an untouched target beside its owner's and those of the slot itself; None if unknown."""
+    # Where there is no global lock, references are counted in other ways, and some functions not at all.
+    if slot.layers or type(slot.raw) is not FunctionType or not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return None
+
+    class Once:
+        """Has a function that nothing else refers to: what the counting itself adds differs by Python."""
+
+        def function(self) -> None:
+            """Do nothing."""
+
+    once = Slot(Site(Once, "function", vars(Once)["function"], vars(Once)["function"], None))
+    return _references(slot) - _references(once)
+
+
+def _references(slot: Slot) -> int:
+    return sys.getrefcount(slot.site.function)
 
 
 _slots: dict[str, Slot] = {}
@@ -165,9 +189,7 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     stranger = _stranger(site.function, fix.module.partition(".")[0])
     if stranger and not slot.layers:
         notes.append(f"on top of {stranger}, which had replaced {fix.qualname} before")
-    # The site is as old as the slot only where the slot is new.
-    others = None if fix.target in _slots else site.others
-    holders = slot.rebuild({**slot.layers, patch_id: fix.build}, others=others)
+    holders = slot.rebuild({**slot.layers, patch_id: fix.build})
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
     if holders.asked_collector and gc.get_freeze_count() and not is_executing(fix.module):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import CodeType, FunctionType, ModuleType
@@ -60,7 +59,6 @@ class Site:
         raw: What the owner's own namespace holds under it; ``MISSING`` if the owner inherits it.
         function: The callable itself.
         binding: ``staticmethod`` or ``classmethod`` if it is one, None if not.
-        others: How many references to it there were beside the owner's when it was located; None if unknown.
     """
 
     owner: Any
@@ -68,7 +66,6 @@ class Site:
     raw: Any
     function: Callable[..., Any]
     binding: type | None
-    others: int | None = None
 
     @property
     def mark(self) -> Mark | None:
@@ -86,34 +83,14 @@ def locate(module: ModuleType, fix: Fix) -> Site:
     try:
         if fix.qualname.partition(".")[0] not in namespace(module):
             raise AttributeError(f"module {fix.module} does not define it")  # noqa: TRY301 - as wrapt would
-        owner, name = wrapt.resolve_path(module, fix.qualname)[:2]
-        others = _count_others(owner, name)  # Before anything here refers to it.
-        found = wrapt.resolve_path(module, fix.qualname)[2]
+        owner, name, found = wrapt.resolve_path(module, fix.qualname)
     except AttributeError as error:
         raise MismatchError(f"{fix.target} to exist", f"{error}") from error
     binding = type(found) if isinstance(found, (staticmethod, classmethod)) else None
     function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
     if not callable(function):
         raise MismatchError(f"{fix.target} to be callable", f"a {type(found).__name__}")
-    return Site(owner, name, vars(owner).get(name, MISSING), function, binding, others)
-
-
-class _Once:
-    """Has a function that nothing else refers to, for comparison: what the call itself adds differs by Python."""
-
-    def function(self) -> None:
-        """Do nothing."""
-
-
-def _count_others(owner: Any, name: str) -> int | None:
-    # Where there is no global lock, references are counted in other ways, and some functions not at all.
-    if not getattr(sys, "_is_gil_enabled", lambda: True)() or type(vars(owner).get(name)) is not FunctionType:
-        return None
-    return _references(owner, name) - _references(_Once, "function")
-
-
-def _references(owner: Any, name: str) -> int:
-    return sys.getrefcount(vars(owner)[name])
+    return Site(owner, name, vars(owner).get(name, MISSING), function, binding)
 
 
 def check(fix: Fix, site: Site) -> None:

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
@@ -28,11 +29,16 @@ __all__ = ["matrix"]
 TIMEOUT = 300.0
 """Seconds for each side of a tripwire: several run at a time, and a release's first import compiles it."""
 
+if TYPE_CHECKING:
+    _SpecifierType = click.ParamType[SpecifierSet]  # Generic for type checkers, and at run time from click 8.4 on.
+else:
+    _SpecifierType = click.ParamType
+
 _LIBRARIES = ("matplotlib", "psutil", "pypi_simple", "torch", "uv")
 _FOLDER = ".nrl-patches-matrix"
 
 
-class _Releases(click.ParamType[SpecifierSet]):
+class _Releases(_SpecifierType):
     name = "specifier"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> SpecifierSet:

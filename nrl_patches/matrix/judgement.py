@@ -11,10 +11,10 @@ from packaging.version import Version
 from nrl_patches.affected import Affected, Answer
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import Installed
-from nrl_patches.matrix.environments import parse_environment
+from nrl_patches.matrix.environments import KNOWN_GAPS, name_environment, parse_environment
 from nrl_patches.matrix.evidence import Cell, Evidence
 from nrl_patches.matrix.measurement import is_declared
-from nrl_patches.matrix.plan import axis
+from nrl_patches.matrix.plan import FLOORS, axis, declared_finals, is_in_scope
 from nrl_patches.tripwires import PASSING, Verdict
 
 __all__ = ["Judgement", "Run", "judge"]
@@ -51,9 +51,9 @@ class Judgement:
         runs: Where the defect was seen along the patch's axis.
         objections: What keeps the declaration from being exact, one sentence each; empty if nothing does.
         suggestion: The requirement that the evidence supports, as ``affected`` takes it; empty if there is none.
-        remarks: What else a reader should know: declared releases that could not be measured.
+        remarks: What else a reader should know: releases that could not be measured, and why.
         dates: The days of the oldest and the newest measurement.
-        incomplete: Whether something has to be measured before anything can be suggested.
+        unmeasured: Those of the objections that measuring could answer; until then there is nothing to paste.
     """
 
     patch: Patch
@@ -62,7 +62,7 @@ class Judgement:
     suggestion: tuple[str, ...]
     remarks: tuple[str, ...]
     dates: tuple[str, ...]
-    incomplete: bool
+    unmeasured: tuple[str, ...]
 
     @property
     def seen(self) -> str:
@@ -73,8 +73,11 @@ class Judgement:
         return f"{runs}; measured {' to '.join(dict.fromkeys(self.dates))}"
 
     def lines(self) -> list[str]:
-        """Return the verdict for people: one line if the declaration is exact, otherwise what to do."""
-        word = "WRONG" if self.objections else "exact"
+        """Return the verdict for people: one line if the declaration is exact, otherwise what to do.
+
+        ``OPEN`` is neither ``exact`` nor ``WRONG``: nothing speaks against it, but not all that matters was measured.
+        """
+        word = "exact" if not self.objections else "OPEN" if self.unmeasured == self.objections else "WRONG"
         head = f"{word}: {self.patch.id}: {self.patch.affected}: {self.seen}"
         lines = [head, *(f"    {line}" for line in (*self.objections, *self.remarks))]
         return [*lines, f"    {self.advice}"] if self.objections else lines
@@ -82,8 +85,11 @@ class Judgement:
     @property
     def advice(self) -> str:
         """What to do about the objections."""
-        if self.incomplete:
-            return "measure that first; what could be pasted now would not hold"
+        if self.unmeasured:
+            return (
+                f"measure that first, with --releases or, where it was tried, --again errors: `nrl-patches matrix "
+                f"{axis(self.patch)}`; what cannot be measured belongs into KNOWN_GAPS, with the reason"
+            )
         if not self.suggestion:
             return "nothing to paste: no product of ranges fits; see the page"
         shown = self.suggestion[0] if len(self.suggestion) == 1 else self.suggestion
@@ -104,35 +110,44 @@ def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgemen
     found = {
         environment: measurement.cells[patch.id]
         for environment, measurement in evidence.measurements.items()
-        if patch.id in measurement.cells and named <= parse_environment(environment).keys()
+        if patch.id in measurement.cells and named <= parse_environment(environment).keys() and _counts(environment)
     }
     cells = {e: c for e, c in found.items() if code in {None, c.code}}
     usual = {e: c for e, c in cells.items() if not _remark(e, evidence)}
     known = {e: c for e, c in usual.items() if c.present is not None}
     runs = tuple(_runs(patch, usual))
     unknown = {e: c.error for e, c in usual.items() if c.present is None}
-    unknown |= {e: m.problem for e, m in evidence.measurements.items() if m.problem and _is_along(patch, e)}
+    unknown |= {
+        e: m.problem for e, m in evidence.measurements.items() if m.problem and _is_along(patch, e) and _counts(e)
+    }
 
     differing = [_differs(e, c) for e, c in known.items() if is_declared(patch, e) is not c.present]
     failing = [_fails(e, c) for e, c in known.items() if is_declared(patch, e) is c.present and _failing(c)]
-    incomplete = _incomplete(patch, evidence, runs, tried={*usual, *unknown})
+    unmeasured = _unmeasured(patch, evidence, runs, tried={*usual, *unknown})
+    answered = {parse_environment(environment)[axis(patch)] for environment in known}
+    silent = _deciding(patch, evidence, runs) - answered
+    heavy = [e for e in unknown if is_declared(patch, e) or parse_environment(e)[axis(patch)] in silent]
+    unexplained = [e for e in heavy if e not in KNOWN_GAPS and not _remark(e, evidence)]
+    unmeasured += [f"no answer, but it matters: {', '.join(unexplained)}"] if unexplained else []
     if len(found) > len(cells):
-        incomplete.append(f"{len(found) - len(cells)} measurements are of other code than today's")
-    objections = [*differing, *failing, *incomplete, *_open_ends(patch, evidence)]
+        unmeasured.append(f"{len(found) - len(cells)} measurements are of other code than today's")
+    objections = [*differing, *failing, *unmeasured, *_open_ends(patch, evidence)]
     objections += [] if runs else ["the defect was seen nowhere"]
 
     suggestion = _suggest(patch, usual, runs)
-    beside = {v for run in runs for v in _neighbours(patch, evidence, run)}
     remarks = [
-        f"{e}{'' if is_declared(patch, e) else ', next to the range,'} could not be measured: {why}"
-        for e, why in unknown.items()
-        if is_declared(patch, e) or parse_environment(e)[axis(patch)] in beside
+        f"{environment} could not be measured: {KNOWN_GAPS.get(environment, why)}"
+        for environment, why in unknown.items()
+        if environment in heavy
     ]
     remarks += [
         f"{e} ({_remark(e, evidence)}) is {'' if c.present else 'not '}affected, against the range"
         for e, c in cells.items()
         if _remark(e, evidence) and c.present is not None and is_declared(patch, e) is not c.present
     ]
+    floor = FLOORS.get(axis(patch))
+    if floor is not None and runs and runs[0].bad[0] == floor:
+        remarks.append(f"nothing older than {axis(patch)} {floor} is measured (FLOORS in nrl_patches/matrix/plan.py)")
     days = sorted(cell.date for cell in cells.values())
     return Judgement(
         patch=patch,
@@ -141,7 +156,7 @@ def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgemen
         suggestion=suggestion if suggestion and _agrees(suggestion, known) else (),
         remarks=tuple(remarks),
         dates=(days[0], days[-1]) if days else (),
-        incomplete=bool(incomplete),
+        unmeasured=tuple(unmeasured),
     )
 
 
@@ -212,30 +227,40 @@ def _fails(environment: str, cell: Cell) -> str:
     return f"{environment}: {cell.verdict}" + (f": {cell.error}" if cell.error else "")
 
 
-def _incomplete(patch: Patch, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
-    """The releases along the axis that the index has, that matter, and that nobody tried to measure."""
+def _unmeasured(patch: Patch, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
+    """The releases that the index has, that matter, and that nobody tried to measure."""
     done = {parse_environment(environment)[axis(patch)] for environment in tried}
-    ranges = [part.releases for c in patch.affected.alternatives for part in c if part.distribution == axis(patch)]
-    declared = [v for v in _finals(patch, evidence) if v not in done and any(r.contains(v) for r in ranges)]
-    beside = [v for run in runs for v in _neighbours(patch, evidence, run) if v not in {*done, *declared}]
-    return [
-        f"{how}, but not measured: {', '.join(map(str, versions))}"
-        for how, versions in {"declared": declared, "next to the range": beside}.items()
-        if versions
-    ]
+    left = [version for version in _finals(axis(patch), evidence) if version not in done]
+    declared = declared_finals(patch, axis(patch), left)
+    deciding = [v for v in left if v in _deciding(patch, evidence, runs) and v not in declared]
+    found = {"declared": declared, "in a range, next to it or the newest": deciding}
+    for run, companion in ((run, name) for run in runs for name in patch.affected.distributions[1:]):
+        others = declared_finals(patch, companion, _finals(companion, evidence))
+        for version in dict.fromkeys((run.bad[0], run.bad[-1])):
+            missing = [v for v in others if name_environment({axis(patch): version, companion: v}) not in tried]
+            found[f"declared beside {axis(patch)} {version}"] = missing
+    return [f"{how}, but not measured: {', '.join(map(str, vs))}" for how, vs in found.items() if vs]
 
 
-def _neighbours(patch: Patch, evidence: Evidence, run: Run) -> list[Version]:
-    """The releases right before and right behind a run."""
-    finals = _finals(patch, evidence)
-    before = [version for version in finals if version < run.bad[0]]
-    behind = [version for version in finals if version > run.bad[-1]]
-    return [*before[-1:], *behind[:1]]
+def _deciding(patch: Patch, evidence: Evidence, runs: Sequence[Run]) -> set[Version]:
+    """The releases on which the ends of a declaration rest: in a run, right beside it, and the newest."""
+    finals = _finals(axis(patch), evidence)
+    deciding = set(finals[-1:])
+    for run in runs:
+        deciding.update(version for version in finals if run.bad[0] <= version <= run.bad[-1])
+        deciding.update([version for version in finals if version < run.bad[0]][-1:])
+        deciding.update([version for version in finals if version > run.bad[-1]][:1])
+    return deciding
 
 
-def _finals(patch: Patch, evidence: Evidence) -> list[Version]:
-    known = evidence.releases.get(axis(patch), {})
-    return sorted(Version(version) for version, remark in known.items() if not remark)
+def _finals(distribution: str, evidence: Evidence) -> list[Version]:
+    known = evidence.releases.get(distribution, {})
+    finals = sorted(Version(version) for version, remark in known.items() if not remark)
+    return [version for version in finals if is_in_scope(distribution, version)]
+
+
+def _counts(environment: str) -> bool:
+    return all(is_in_scope(distribution, version) for distribution, version in parse_environment(environment).items())
 
 
 def _open_ends(patch: Patch, evidence: Evidence) -> list[str]:

@@ -14,12 +14,19 @@ from nrl_patches.declaration import Patch
 from nrl_patches.matrix.environments import name_environment, parse_environment
 from nrl_patches.matrix.index import Release
 
-__all__ = ["COMPANIONS", "MARGIN", "Selection", "Task", "axis", "plan"]
+__all__ = ["COMPANIONS", "FLOORS", "MARGIN", "Selection", "Task", "axis", "declared_finals", "is_in_scope", "plan"]
 
 _FUTURE = Version("9999")
 
 MARGIN = 2
 """How many releases before and after the declared ones are measured too."""
+
+FLOORS: Mapping[str, Version] = {"vllm": Version("0.6.3")}
+"""Nothing older is measured or judged, though a defect may be there too: a declared range may begin there.
+
+vLLM: in every release from there on the probes run with what :data:`~nrl_patches.matrix.environments.RECIPES` puts
+beside it; 0.6.2 calls itself 0.6.1.dev238, and before 0.6.0 each release needs more and more of what is gone today.
+"""
 
 COMPANIONS: Mapping[str, str] = {"nemo-automodel": "transformers"}
 """Distributions that do not import without another one that has patches of its own."""
@@ -51,6 +58,11 @@ class Selection:
     margin: int = MARGIN
 
 
+def is_in_scope(distribution: str, version: Version) -> bool:
+    """Whether a release is measured and judged at all."""
+    return distribution not in FLOORS or version >= FLOORS[distribution]
+
+
 def axis(patch: Patch) -> str:
     """Return the distribution along whose releases a patch is measured: the first that it names."""
     return patch.affected.distributions[0]
@@ -73,10 +85,15 @@ def plan(
     tasks: list[Task] = []
     for distribution, here in sorted(by_axis.items(), reverse=True):
         for version in reversed(_chosen(distribution, here, releases[distribution], selection)):
+            there: dict[str, list[str]] = {}
             for environment in _environments(distribution, version, here, releases, pin):
-                there = set(parse_environment(environment))
-                ids = tuple(patch.id for patch in here if there.issuperset(patch.affected.distributions))
-                tasks += [Task(environment, ids)] if ids else []
+                names = set(parse_environment(environment))
+                there[environment] = [p.id for p in here if names.issuperset(p.affected.distributions)]
+            for patch in here:
+                for environment in _between(patch, version, releases):
+                    ids = there.setdefault(environment, [])
+                    ids += [] if patch.id in ids else [patch.id]
+            tasks += [Task(environment, tuple(ids)) for environment, ids in there.items() if ids]
     return tasks
 
 
@@ -84,15 +101,26 @@ def _chosen(
     distribution: str, patches: Sequence[Patch], releases: Sequence[Release], selection: Selection
 ) -> list[Version]:
     # A yanked release is still what somebody has installed; a pre-release is measured where it is asked for.
-    candidates = [r.version for r in releases if selection.prereleases or not r.version.is_prerelease]
+    usual = (r.version for r in releases if selection.prereleases or not r.version.is_prerelease)
+    candidates = [version for version in usual if selection.specifier or is_in_scope(distribution, version)]
     if selection.specifier is not None:
         return list(selection.specifier.filter(candidates, prereleases=selection.prereleases))
     ranges = [part.releases for patch in patches for part in _parts(patch, distribution)]
     inside = [n for n, version in enumerate(candidates) if any(r.contains(version.public) for r in ranges)]
     if not inside:
         return candidates[-1:]
-    window = candidates[max(inside[0] - selection.margin, 0) : inside[-1] + 1 + selection.margin]
+    yanked = {release.version for release in releases if release.remark.startswith("yanked")}
+    first, last = (_margin(candidates, yanked, inside[end], step, selection.margin) for end, step in ((0, -1), (-1, 1)))
+    window = candidates[first : last + 1]
     return window if candidates[-1] in window else [*window, candidates[-1]]
+
+
+def _margin(candidates: Sequence[Version], yanked: set[Version], place: int, step: int, margin: int) -> int:
+    """Return where the margin beside a place ends; what was yanked lies in it, but does not count."""
+    while margin and 0 <= place + step < len(candidates):
+        place += step
+        margin -= candidates[place] not in yanked
+    return place
 
 
 def _environments(
@@ -124,6 +152,28 @@ def _edges(companion: str, patches: Sequence[Patch], available: Sequence[Version
             if inside:
                 edges |= {max(inside[0] - 1, 0), inside[0], inside[-1], min(inside[-1] + 1, len(available) - 1)}
     return [available[n] for n in sorted(edges)]
+
+
+def _between(patch: Patch, version: Version, releases: Mapping[str, Sequence[Release]]) -> list[str]:
+    """All declared releases of the companion, beside the first and the last release that a patch declares."""
+    companion = COMPANIONS.get(axis(patch), "")
+    declared = declared_finals(patch, axis(patch), [r.version for r in releases[axis(patch)] if not r.remark])
+    if companion not in patch.affected.distributions or version not in {*declared[:1], *declared[-1:]}:
+        return []
+    others = declared_finals(patch, companion, [r.version for r in releases[companion] if not r.remark])
+    return [name_environment({axis(patch): version, companion: other}) for other in others]
+
+
+def declared_finals(patch: Patch, distribution: str, finals: Iterable[Version]) -> list[Version]:
+    """Return those of some final releases of a distribution that a patch declares.
+
+    Args:
+        patch: The patch.
+        distribution: One that it is about.
+        finals: The releases, in any order; the answer has theirs.
+    """
+    ranges = [part.releases for part in _parts(patch, distribution)]
+    return [version for version in finals if any(r.contains(version) for r in ranges)]
 
 
 def _parts(patch: Patch, distribution: str) -> list[Range]:

@@ -1,10 +1,13 @@
 """Verdicts on declarations, from evidence that is written down here."""
 
 import pytest
+from packaging.version import Version
 
 from nrl_patches import Patch
+from nrl_patches.matrix.environments import KNOWN_GAPS
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
 from nrl_patches.matrix.judgement import judge
+from nrl_patches.matrix.plan import FLOORS
 
 ID = "standin.count"
 VERDICTS = {
@@ -50,8 +53,6 @@ def along(states, **more):
         ("gbbg", "standin>=1.1,<1.3", "seen in 1.1, 1.2; gone in 1.3"),
         ("bbbb", "standin>=1.0,<1.4", "seen in 1.0 to 1.3 (4 releases)"),
         ("gbgbg", ("standin>=1.1,<1.2", "standin>=1.3,<1.4"), "seen in 1.1; gone in 1.2; seen in 1.3; gone in 1.4"),
-        ("gbebg", "standin>=1.1,<1.4", "seen in 1.1, 1.3; gone in 1.4"),
-        ("gbeg", "standin>=1.1,<1.2", "seen in 1.1; gone in 1.3"),
     ],
 )
 def test_what_it_suggests_is_what_it_accepts(states, affected, seen):
@@ -91,16 +92,47 @@ def test_a_declared_release_that_nobody_measured_is_an_objection_unless_it_was_y
     releases = {"standin": INDEX | {"1.2.1": "", "1.2.2": "yanked: oh", "1.3a0": "pre-release"}}
     judgement = judge(declaring("standin>=1.1,<1.3"), along("gbbg", releases=releases))
     assert judgement.objections == ("declared, but not measured: 1.2.1",)
-    assert judgement.lines()[-1] == "    measure that first; what could be pasted now would not hold"
+    assert judgement.lines()[0].startswith("OPEN: ")
+    assert judgement.lines()[-1].startswith("    measure that first, with --releases or, where it was tried, --again")
 
 
 def test_the_neighbours_of_a_range_belong_to_the_measurement():
-    releases = {"standin": INDEX | {"0.9": "", "1.4": "", "1.5": ""}}
+    releases = {"standin": INDEX | {"0.8": "", "0.9": "", "1.4": "", "1.5": ""}}
     judgement = judge(declaring("standin>=1.0,<1.4"), along("bbbb", releases=releases))
-    assert judgement.objections == ("next to the range, but not measured: 0.9, 1.4",)
-    judgement = judge(declaring("standin>=1.0,<1.3"), along("bbbe", releases={"standin": INDEX}))
+    assert judgement.objections == ("in a range, next to it or the newest, but not measured: 0.9, 1.4, 1.5",)
+
+
+def test_a_hole_that_nobody_measured_keeps_the_verdict_open():
+    evidence = measured(
+        {"standin==1.0": True, "standin==1.2": True, "standin==1.3": False}, releases={"standin": INDEX}
+    )
+    judgement = judge(declaring("standin<0.1"), evidence)
+    assert "in a range, next to it or the newest, but not measured: 1.1" in judgement.objections
+    assert "paste" not in judgement.lines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("states", "affected", "silent"),
+    [
+        ("bbeg", "standin>=1.0,<1.3", "1.2"),  # declared
+        ("bbeg", "standin>=1.0,<1.2", "1.2"),  # next to the range
+        ("ebbg", "standin>=1.1,<1.3", "1.0"),
+        ("bebg", "standin>=1.0,<1.3", "1.1"),
+        ("bgge", "standin>=1.0,<1.1", "1.3"),  # the newest: the defect may be back
+    ],
+)
+def test_what_matters_and_gives_no_answer_keeps_the_verdict_open(states, affected, silent):
+    judgement = judge(declaring(affected), along(states, releases={"standin": INDEX}))
+    assert judgement.objections == (f"no answer, but it matters: standin=={silent}",)
+    assert judgement.lines()[0].startswith("OPEN: ")
+
+
+def test_what_is_known_to_be_a_gap_or_far_from_the_range_decides_nothing(monkeypatch):
+    evidence = along("egbegg", releases={"standin": {f"1.{n}": "" for n in range(6)}})
+    monkeypatch.setitem(KNOWN_GAPS, "standin==1.3", "the reason")
+    judgement = judge(declaring("standin>=1.2,<1.3"), evidence)
     assert judgement.objections == ()
-    assert judgement.remarks == ("standin==1.3, next to the range, could not be measured: E: broke",)
+    assert judgement.remarks == ("standin==1.3 could not be measured: the reason",)
 
 
 @pytest.mark.parametrize("end", ["<1.5", "<3", "<9000", "!=1.4.2"])
@@ -137,9 +169,17 @@ def test_epochs_and_local_labels():
     assert judge(declaring("standin>=1!1.0,<1!1.2"), evidence).suggestion == ("standin>=1!1.0,<1!1.2",)
 
 
-def test_what_could_not_be_measured_is_said_and_decides_nothing():
-    judgement = judge(declaring("standin>=1.1,<1.4"), along("gbe", problems=["standin==1.3"]))
+def test_a_range_may_begin_where_measuring_begins(monkeypatch):
+    monkeypatch.setitem(FLOORS, "standin", Version("1.1"))
+    judgement = judge(declaring("standin>=1.1,<1.3"), along("bbbg", releases={"standin": INDEX}))
     assert judgement.objections == ()
+    assert judgement.seen == "seen in 1.1, 1.2; gone in 1.3; measured 2026-11-21"
+    assert judgement.remarks == ("nothing older than standin 1.1 is measured (FLOORS in nrl_patches/matrix/plan.py)",)
+
+
+def test_what_could_not_be_measured_is_said():
+    judgement = judge(declaring("standin>=1.1,<1.4"), along("gbe", problems=["standin==1.3"]))
+    assert judgement.objections == ("no answer, but it matters: standin==1.2, standin==1.3",)
     assert judgement.remarks == (
         "standin==1.2 could not be measured: E: broke",
         "standin==1.3 could not be measured: no wheel",
@@ -177,6 +217,18 @@ def test_a_pair_is_a_product_of_two_ranges():
     assert judgement.seen == "seen in 1, 2; gone in 3; measured 2026-11-21"
 
 
+def test_a_pair_is_measured_beside_every_declared_release_of_the_other_at_both_ends():
+    releases = {
+        "front": {"1": "", "2": "", "3": ""},
+        "back": {"1": "", "2": "", "2.0.1": "", "3": "", "2.0.2": "yanked"},
+    }
+    judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(PAIR, releases=releases))
+    assert judgement.objections == (
+        "declared beside front 1, but not measured: 2.0.1",
+        "declared beside front 2, but not measured: 2.0.1",
+    )
+
+
 def test_a_pair_that_no_product_describes_gets_no_suggestion():
     crossed = PAIR | {"front==1 & back==1": True}
     judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(crossed))
@@ -187,5 +239,11 @@ def test_a_pair_that_no_product_describes_gets_no_suggestion():
 def test_a_patch_of_one_distribution_is_judged_in_every_environment_of_a_release():
     evidence = measured({"front==1 & back==1": True, "front==1 & back==2": None, "front==2 & back==1": False})
     judgement = judge(declaring("front>=1,<2"), evidence)
-    assert judgement.objections == ()
+    assert judgement.objections == ("no answer, but it matters: front==1 & back==2",)
     assert judgement.remarks == ("front==1 & back==2 could not be measured: E: broke",)
+    assert judge(declaring("front>=1,<2"), evidence_of_two(newest=None)).objections == ()
+
+
+def evidence_of_two(newest):
+    states = {"front==1 & back==1": True, "front==2 & back==1": False, "front==2 & back==2": newest}
+    return measured(states, releases={"front": {"1": "", "2": ""}})

@@ -7,7 +7,7 @@ from packaging.version import Version
 
 from nrl_patches import Patch
 from nrl_patches.matrix.index import Release
-from nrl_patches.matrix.plan import Selection, plan
+from nrl_patches.matrix.plan import FLOORS, Selection, plan
 
 
 def declaring(affected, name="a"):
@@ -52,16 +52,31 @@ def test_pre_releases_are_left_out_unless_asked_for_and_yanked_ones_are_not():
     assert with_pre == ["standin==1.2", "standin==1.2rc1", "standin==1.1", "standin==1.0"]
 
 
+def test_nothing_below_a_floor_is_planned_unless_asked_for(monkeypatch):
+    monkeypatch.setitem(FLOORS, "standin", Version("1.3"))
+    patch = declaring("standin>=1.3,<1.5")
+    assert planned(patch)[-1] == "standin==1.3"
+    assert planned(patch, selection=Selection(SpecifierSet("==1.2"))) == ["standin==1.2"]
+
+
+def test_what_was_yanked_lies_in_the_margin_and_does_not_use_it_up():
+    index = {
+        "standin": releases("1.0", "1.1", "1.2 yanked: oh", "1.3 yanked: oh", "1.4", "1.5", "1.6 yanked: oh", "1.7")
+    }
+    assert planned(declaring("standin==1.4"), index=index) == [f"standin==1.{n}" for n in (7, 6, 5, 4, 3, 2, 1, 0)]
+
+
 def test_a_specifier_takes_the_place_of_the_window():
     selection = Selection(SpecifierSet(">=1.7"))
     assert planned(declaring("standin==1.2"), selection=selection) == ["standin==1.9", "standin==1.8", "standin==1.7"]
 
 
 INDEX = {
-    "nemo-automodel": releases("0.4.0", "0.5.0", "0.6.0", "0.7.0"),
-    "transformers": releases("5.7.0", "5.8.0", "5.9.0", "5.10.0 yanked: oh", "5.10.1", "5.11.0", "5.12.0"),
+    "nemo-automodel": releases("0.3.0", "0.4.0", "0.5.0", "0.6.0", "0.7.0"),
+    "transformers": releases("5.7.0", "5.8.0", "5.9.0", "5.9.1", "5.10.0 yanked: oh", "5.10.1", "5.11.0", "5.12.0"),
 }
 PINS = {
+    "0.3.0": "transformers>=5.7",
     "0.4.0": "transformers>=5.7",
     "0.5.0": "transformers==5.7.0",
     "0.6.0": "transformers>=5.9,<5.11",
@@ -73,17 +88,29 @@ PINS = {
     ("version", "beside"),
     [
         # Its pin, then both sides of both ends of the declared range, and the newest.
-        ("0.4.0", ["5.7.0", "5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),
+        ("0.3.0", ["5.7.0", "5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),
+        # And all that is declared, beside the oldest and the newest release that is.
+        ("0.4.0", ["5.7.0", "5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0", "5.9.1"]),
         ("0.5.0", ["5.7.0", "5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),
-        ("0.6.0", ["5.10.1", "5.8.0", "5.9.0", "5.11.0", "5.12.0"]),
+        ("0.6.0", ["5.10.1", "5.8.0", "5.9.0", "5.11.0", "5.12.0", "5.9.1"]),
         ("0.7.0", ["5.8.0", "5.9.0", "5.10.1", "5.11.0", "5.12.0"]),
     ],
 )
 def test_what_does_not_import_alone_is_measured_beside_its_pin_and_the_ends_of_the_declared_range(version, beside):
     found = planned(
-        declaring("nemo-automodel<0.7 & transformers>=5.9,<5.11"),
+        declaring("nemo-automodel>=0.4,<0.7 & transformers>=5.9,<5.11"),
         index=INDEX,
         selection=Selection(SpecifierSet(f"=={version}")),
         pin=lambda _, release, __: Requirement(PINS[release]),
     )
     assert found == [f"nemo-automodel=={version} & transformers=={other}" for other in beside]
+
+
+def test_a_patch_of_one_distribution_is_not_measured_beside_all_of_another():
+    patches = [
+        declaring("nemo-automodel>=0.4,<0.7"),
+        declaring("nemo-automodel>=0.4,<0.7 & transformers>=5.9,<5.11", "b"),
+    ]
+    tasks = plan(patches, INDEX, Selection(SpecifierSet("==0.4.0")), lambda _, release, __: Requirement(PINS[release]))
+    assert {task.environment: task.patches for task in tasks}["nemo-automodel==0.4.0 & transformers==5.9.1"] == ("b",)
+    assert {task.patches for task in tasks} == {("a", "b"), ("b",)}

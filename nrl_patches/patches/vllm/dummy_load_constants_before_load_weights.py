@@ -8,7 +8,8 @@ Hit by: Gemma, Gemma 2 and, from 0.8.0 on, Gemma 3 that start with dummy weights
 Fix: as there: persistent buffers that hold a value count as non-persistent while the function fills.
 Remove when: no supported release is older than vLLM 0.9.1.
 
-Older releases have it too; 0.6.4 cannot be imported where this was measured, so the range begins behind it.
+Older releases have it too (0.6.0 to 0.6.1.post2 were seen). The range begins where this project begins to measure, see
+`FLOORS` in `nrl_patches/matrix/plan.py`.
 
 Who may stop forcing `load_format="auto"` for Gemma: users of these releases with this patch, and everybody from vLLM
 0.9.2 on without any.
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 
 patch = Patch(
     __name__,
-    affected="vllm>=0.6.5,<0.9.1",
+    affected="vllm>=0.6.3,<0.9.1",
     upstream=("https://github.com/vllm-project/vllm/pull/19788",),
     opt_out="NRL_DISABLE_VLLM_DUMMY_LOAD_CONSTANTS_PATCH",
 )

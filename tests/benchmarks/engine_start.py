@@ -17,6 +17,9 @@ import sys
 import tempfile
 import time
 from pathlib import Path
+from typing import Any
+
+BAR = 0.01
 
 CLOCK = """
 import importlib, multiprocessing, os, pathlib, sys, time
@@ -57,31 +60,36 @@ sys.meta_path.insert(0, Finder())
 """Runs as sitecustomize in every process: the children import nrl_patches before any other code of ours could run."""
 
 
+TOLD = "engine_start: "
+"""How the line begins that is for us: an engine prints what it likes, before and after."""
+
+
 def start(model: str) -> None:
     """Print what is imported after one start, and its seconds, from the import of vLLM on."""
     begin = time.perf_counter()
     from vllm import LLM
 
     engine = LLM(model, load_format="dummy", dtype="float32", enforce_eager=True, max_model_len=64, max_num_seqs=1)
-    seconds = time.perf_counter() - begin
-    print(*sys.modules)
-    print(seconds)
+    told = {"seconds": time.perf_counter() - begin, "modules": sorted(sys.modules)}
+    print(f"\n{TOLD}{json.dumps(told)}", flush=True)
     engine.llm_engine.engine_core.shutdown()
 
 
-def run(*command: str, **environ: str) -> list[str]:
-    """Return the lines that a Python command printed."""
+def run(*command: str, **environ: str) -> Any:
+    """Return what a Python command tells us."""
     environ = {"VLLM_LOGGING_LEVEL": "ERROR"} | environ
     done = subprocess.run(
         [sys.executable, *command], env=os.environ | environ, check=True, stdout=subprocess.PIPE, text=True
     )
-    return done.stdout.splitlines()
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith(TOLD))
+    return json.loads(line.removeprefix(TOLD))
 
 
 def imported_anyway(model: str) -> str:
     """Return the modules that nrl_patches imports and that an engine without it imports as well."""
-    needed = set(run("-c", "import sys, nrl_patches; print(*sys.modules)")[-1].split())
-    there = set(run(__file__, "--start", model, NRL_PATCHES="0")[-2].split())
+    alone = f"import sys, json, nrl_patches; print({TOLD!r} + json.dumps(list(sys.modules)))"
+    needed = set(run("-c", alone))
+    there = set(run(__file__, "--start", model, NRL_PATCHES="0")["modules"])
     assert "nrl_patches" not in there
     print("charged beside our own:", *(m for m in sorted(needed - there) if not m.startswith(("nrl_", "_nrl_"))))
     return " ".join(sorted(needed & there - {"__main__"}))
@@ -95,12 +103,12 @@ def measure(model: str, anyway: str) -> tuple[float, dict[str, tuple[float, floa
         clocks.mkdir()
         path = os.pathsep.join(filter(None, (folder, os.environ.get("PYTHONPATH"))))
         environ = {"PYTHONPATH": path, "CLOCKS": str(clocks), "IMPORTED_ANYWAY": anyway}
-        printed = run(__file__, "--start", model, **environ)
+        told = run(__file__, "--start", model, **environ)
         spent = {}
         for clock in clocks.iterdir():
             name, imported, later = clock.read_text(encoding="utf-8").split()
             spent[f"{name} {clock.name}"] = float(imported), float(later)
-    return float(printed[-1]), spent
+    return told["seconds"], spent
 
 
 def main() -> None:
@@ -115,7 +123,8 @@ def main() -> None:
         ratios.append(sum(map(sum, spent.values())) / whole)
         parts = {name: f"{1000 * first:.0f} + {1000 * later:.0f} ms" for name, (first, later) in spent.items()}
         print(f"start {whole:5.1f} s; import and what came later: {json.dumps(parts)}; ratio {ratios[-1]:.4f}")
-    print(f"own time / engine start  {statistics.median(ratios):.4f}")
+    print(f"own time / engine start  {statistics.median(ratios):.4f}; the bar is {BAR}")
+    sys.exit(int(statistics.median(ratios) > BAR))
 
 
 if __name__ == "__main__":

@@ -141,7 +141,7 @@ def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgemen
         if environment in heavy
     ]
     remarks += [
-        f"{e} ({_remark(e, evidence)}) is {'' if c.present else 'not '}affected, against the range"
+        f"{e} ({_remark(e, evidence)}) is {'' if c.present else 'not '}affected, {_against(e)}"
         for e, c in cells.items()
         if _remark(e, evidence) and c.present is not None and is_declared(patch, e) is not c.present
     ]
@@ -274,6 +274,12 @@ def _open_ends(patch: Patch, evidence: Evidence) -> list[str]:
         if any(part.releases.contains(version) for version in to_come):
             found.append(f"{part.distribution}: the range goes on behind {newest}, but nobody measured what is to come")
     return list(dict.fromkeys(found))
+
+
+def _against(environment: str) -> str:
+    if any(version.is_prerelease for version in parse_environment(environment).values()):
+        return "where the guard decides, not the range"
+    return "against the range"
 
 
 def _is_along(patch: Patch, environment: str) -> bool:

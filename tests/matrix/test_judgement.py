@@ -247,3 +247,13 @@ def test_a_patch_of_one_distribution_is_judged_in_every_environment_of_a_release
 def evidence_of_two(newest):
     states = {"front==1 & back==1": True, "front==2 & back==1": False, "front==2 & back==2": newest}
     return measured(states, releases={"front": {"1": "", "2": ""}})
+
+
+def test_a_pre_release_is_a_remark_because_the_guard_decides_there():
+    evidence = measured(
+        {"standin==1.0": True, "standin==1.1rc1": True, "standin==1.1": False},
+        releases={"standin": {"1.0": "", "1.1rc1": "pre-release", "1.1": ""}},
+    )
+    judgement = judge(declaring("standin>=1.0,<1.1"), evidence)
+    assert judgement.objections == ()
+    assert judgement.remarks == ("standin==1.1rc1 (pre-release) is affected, where the guard decides, not the range",)

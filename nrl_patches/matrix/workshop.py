@@ -28,7 +28,7 @@ __all__ = ["Again", "NotOursError", "Workshop", "disk_usage"]
 Again = Literal["errors", "all"]
 
 _MARKER = "made-by-nrl-patches"
-_OURS = frozenset({"environments", "lock", "matplotlib", "matrix.json", "report", _MARKER})
+_KEPT = "matrix.json"
 
 
 class NotOursError(Exception):
@@ -39,8 +39,8 @@ class Workshop:
     """A folder in which releases are installed and measured.
 
     What belongs to this class below it: ``environments`` (with the installer's cache), ``matrix.json`` (what was
-    measured, whole after every release), ``report``, ``matplotlib`` (its cache), ``lock``, and the marker by which a
-    folder is known as one that may be deleted.
+    measured, whole after every release), ``report``, ``matplotlib`` (its cache), and the marker by which a folder is
+    known as one that may be deleted. The marker is the first file there and the last to go, and the lock of a run.
 
     Args:
         folder: The folder; made when it is needed.
@@ -63,34 +63,45 @@ class Workshop:
 
         Raises:
             NotOursError: Another process has it, or it has somebody else's files in it.
+            ValueError: What was measured cannot be read.
         """
-        if self.folder.exists() and not self._is_marked() and {f.name for f in self.folder.iterdir()} - _OURS:
-            raise NotOursError(self._explain("an empty folder, or one that this command made", "somebody's files"))
-        self.environments.mkdir(parents=True, exist_ok=True)
+        if not self._is_ours():
+            step = "give another --folder"
+            raise NotOursError(
+                self._explain("an empty folder, or one that this command made", "somebody's files", step)
+            )
+        self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
-            (self.folder / _MARKER).touch()
+            self.environments.mkdir(exist_ok=True)
             for left_over in self.environments.glob("*.part-*"):
                 # What cannot be deleted, because an installer that outlived its run still writes there, can wait.
                 with suppress(OSError):
                     shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            for file in (COMMITTED, self.folder / "matrix.json"):
+            for file in (COMMITTED, self.folder / _KEPT):
                 self._add(Evidence.read(file))
             yield
 
+    def _is_ours(self) -> bool:
+        """Whether the folder may be marked: it is, it has nothing in it, or only what another machine measured."""
+        names = {file.name for file in self.folder.iterdir()} if self.folder.exists() else set()
+        if names == {_KEPT}:
+            Evidence.read(self.folder / _KEPT)
+            return True
+        return not names or _MARKER in names
+
     @contextmanager
     def _lock(self) -> Iterator[None]:
-        with (self.folder / "lock").open("w", encoding="utf-8") as lock:
+        with (self.folder / _MARKER).open("a", encoding="utf-8") as marker:
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process, however that ends.
+                fcntl.flock(marker, fcntl.LOCK_EX | fcntl.LOCK_NB)  # Ends with the process, however that ends.
             except OSError as error:
-                raise NotOursError(self._explain("a folder that no other run uses", "its lock is held")) from error
+                step = "wait for the other run, or give another --folder"
+                raise NotOursError(
+                    self._explain("a folder that no other run uses", "its lock is held", step)
+                ) from error
             yield
 
-    def _is_marked(self) -> bool:
-        return (self.folder / _MARKER).exists()
-
-    def _explain(self, expected: str, found: str) -> str:
-        step = "give another --folder, or wait for the other run"
+    def _explain(self, expected: str, found: str, step: str) -> str:
         return explain_problem(str(self.folder), expected=expected, found=found, next_step=step)
 
     def plan(self, selection: Selection, again: Again | None = None) -> list[Task]:
@@ -130,32 +141,31 @@ class Workshop:
             nonlocal finished
             finished += 1
             self._add(Evidence({task.environment: measurement}))
-            write_whole(self.folder / "matrix.json", self.evidence.text())
+            write_whole(self.folder / _KEPT, self.evidence.text())
             left = (time.monotonic() - start) / finished * (len(tasks) - finished)
             done(task, measurement, left)
 
         self.bench.measure_all(tasks, jobs, keep)
-        write_whole(self.folder / "matrix.json", self.evidence.text())
+        write_whole(self.folder / _KEPT, self.evidence.text())
 
     def clean(self) -> int:
-        """Delete what this class made, and return the bytes that it took.
+        """Delete what this class made, and return the bytes that are free again.
 
         Raises:
             NotOursError: Another process uses the folder, or no run ever did.
         """
         if not self.folder.exists():
             return 0
-        if not self._is_marked():
-            raise NotOursError(self._explain("a folder that this command made", f"no {_MARKER} in it"))
-        size = disk_usage(self.folder)
+        if not (self.folder / _MARKER).exists():
+            step = "give the --folder of a run"
+            raise NotOursError(self._explain("a folder that this command made", f"no {_MARKER} in it", step))
         with self._lock():
+            size = disk_usage(self.folder)
             for folder in (self.environments, self.report, self.folder / "matplotlib"):
                 if folder.exists():
                     shutil.rmtree(folder)
-            for name in ("matrix.json", _MARKER, "lock"):
-                (self.folder / name).unlink(missing_ok=True)
-            for left_over in self.folder.glob(".matrix.json.*"):
-                left_over.unlink()
+            for file in (*self.folder.glob(f".{_KEPT}.*"), self.folder / _KEPT, self.folder / _MARKER):
+                file.unlink(missing_ok=True)
         if not any(self.folder.iterdir()):
             self.folder.rmdir()
             return size

@@ -274,10 +274,24 @@ def test_somebody_elses_folder_is_neither_used_nor_cleaned(bench):
     theirs = bench.folder / "theirs"
     (theirs / "report").mkdir(parents=True)
     (theirs / "report" / "thesis.tex").write_text("mine")
-    assert "no made-by-nrl-patches in it" in bench.matrix("--folder", "theirs", "--clean").stderr
-    (theirs / "notes.txt").write_text("mine")
     assert "somebody's files" in bench.matrix("--folder", "theirs").stderr
-    assert {file.name for file in theirs.iterdir()} == {"report", "notes.txt"}
+    assert "no made-by-nrl-patches in it" in bench.matrix("--folder", "theirs", "--clean").stderr
+    assert (theirs / "report" / "thesis.tex").read_text() == "mine"
+    assert {file.name for file in theirs.iterdir()} == {"report"}
+
+
+def test_what_ci_kept_of_the_nights_before_is_taken_up_in_a_new_checkout(bench):
+    assert bench.matrix().returncode == 0
+    bench.probed()
+    folder = bench.folder / ".nrl-patches-matrix"
+    kept = (folder / "matrix.json").read_text()
+    assert bench.matrix("--clean").returncode == 0
+    folder.mkdir()
+    (folder / "matrix.json").write_text(kept)
+    done = bench.matrix("--output", "report")
+    assert done.returncode == 0, done.stderr
+    assert bench.probed() == []
+    assert (folder / "matrix.json").read_text() == kept
 
 
 def test_a_folder_of_that_name_in_the_current_directory_is_not_measured(bench):

@@ -80,7 +80,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     patches = _select(distributions, ids)
     if releases is not None and len({axis(patch) for patch in patches}) != 1:
         raise click.UsageError("--releases needs exactly one DISTRIBUTION, or patches of one")
-    workshop = Workshop(folder, patches, timeout)
+    workshop = Workshop(folder, patches, timeout, others=default_activation().registry)
     try:
         if clean:
             click.echo(f"{_bytes(workshop.clean())} given back")
@@ -140,7 +140,7 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     facts = {
         "environments": str(len(evidence.measurements)),
         **{
-            name: ", ".join(sorted({m.versions[name] for m in evidence.measurements.values()}))
+            name: ", ".join(sorted({v[name] for m in evidence.measurements.values() for v in m.all_versions()}))
             for name in ("python", "torch", "nrl-patches")
         },
     }

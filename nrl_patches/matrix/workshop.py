@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import functools
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.version import Version
 
 from nrl_patches.declaration import Patch
 from nrl_patches.errors import explain_problem
@@ -46,14 +48,16 @@ class Workshop:
         folder: The folder; made when it is needed.
         patches: The patches to measure.
         timeout: Seconds for each side of a tripwire.
+        others: Patches that are not measured now; what is known of them is kept as carefully.
     """
 
-    def __init__(self, folder: Path, patches: Iterable[Patch], timeout: float) -> None:
+    def __init__(self, folder: Path, patches: Iterable[Patch], timeout: float, others: Iterable[Patch] = ()) -> None:
         self.folder = folder.resolve()
         self.patches = {patch.id: patch for patch in patches}
         self.environments = self.folder / "environments"
         self.report = self.folder / "report"
-        self.codes = {patch.id: fingerprint(patch) for patch in self.patches.values()}
+        self._every = {patch.id: patch for patch in others} | self.patches
+        self.codes = {patch.id: fingerprint(patch) for patch in self._every.values()}
         self.bench = Bench(self.environments, self.patches, self.codes, timeout)
         self.evidence = Evidence()
 
@@ -118,7 +122,7 @@ class Workshop:
         names = sorted({name for patch in self.patches.values() for name in patch.affected.distributions})
         releases = {name: find_releases(name) for name in names}
         remarks = {name: {str(r.version): r.remark for r in found} for name, found in releases.items()}
-        self._add(Evidence(releases=remarks))
+        self.evidence = dataclasses.replace(self.evidence, releases={**self.evidence.releases, **remarks})
         tasks = plan(self.patches.values(), releases, selection, self._pin)
         if not tasks:
             raise ValueError(f"no release on the index matches {selection.specifier}")
@@ -140,7 +144,7 @@ class Workshop:
         def keep(task: Task, measurement: Measurement) -> None:
             nonlocal finished
             finished += 1
-            self._add(Evidence({task.environment: measurement}))
+            self._add(Evidence({task.environment: measurement}), measured=True)
             write_whole(self.folder / _KEPT, self.evidence.text())
             left = (time.monotonic() - start) / finished * (len(tasks) - finished)
             done(task, measurement, left)
@@ -189,25 +193,38 @@ class Workshop:
         }
         return tuple(patch_id for patch_id in task.patches if patch_id not in current)
 
-    def _is_stale(self, patch_id: str, cell: Cell) -> bool:
-        return patch_id in self.codes and cell.code != self.codes[patch_id]
-
     def _is_current(self, patch_id: str, cell: Cell, environment: str) -> bool:
-        if cell.code != self.codes.get(patch_id):
-            return False
-        return cell.declared is is_declared(self.patches[patch_id], environment)
+        return self._has_current_code(patch_id, cell) and self._has_current_range(patch_id, cell, environment)
 
-    def _add(self, newer: Evidence) -> None:
+    def _has_current_code(self, patch_id: str, cell: Cell) -> bool:
+        return cell.code == self.codes.get(patch_id)
+
+    def _has_current_range(self, patch_id: str, cell: Cell, environment: str) -> bool:
+        return patch_id in self._every and cell.declared is is_declared(self._every[patch_id], environment)
+
+    def _worth(self, environment: str, patch_id: str, cell: Cell) -> tuple[bool, bool, bool, str]:
+        """What makes a cell count before another one of its patch, the weightiest first."""
+        return (
+            self._has_current_code(patch_id, cell),
+            cell.verdict != Verdict.ERROR,
+            self._has_current_range(patch_id, cell, environment),
+            cell.date,
+        )
+
+    def _add(self, other: Evidence, *, measured: bool = False) -> None:
+        """Take in what was read after what is known, or what was just measured, which counts whatever is known."""
+
+        def replaces(environment: str, patch_id: str, known: Cell, found: Cell) -> bool:
+            return measured or self._worth(environment, patch_id, found) >= self._worth(environment, patch_id, known)
+
         measurements = dict(self.evidence.measurements)
-        for environment, measurement in newer.measurements.items():
-            older = measurements.get(environment)
-            if older is not None:
-                # What was measured of another state of the code does not count where this one was measured.
-                stale = {i for i, cell in measurement.cells.items() if i in older.cells and self._is_stale(i, cell)}
-                cells = {i: cell for i, cell in measurement.cells.items() if i not in stale}
-                measurement = older.with_newer(dataclasses.replace(measurement, cells=cells))  # noqa: PLW2901 - refined
-            measurements[environment] = measurement
-        self.evidence = Evidence(measurements, {**self.evidence.releases, **newer.releases})
+        for environment, measurement in other.measurements.items():
+            known = measurements.get(environment, measurement)
+            measurements[environment] = known.merged(measurement, functools.partial(replaces, environment))
+        releases = dict(self.evidence.releases)
+        for name, remarks in other.releases.items():
+            releases[name] = _with_remarks(releases.get(name, {}), remarks)
+        self.evidence = Evidence(measurements, releases)
 
 
 def disk_usage(folder: Path) -> int:
@@ -217,3 +234,11 @@ def disk_usage(folder: Path) -> int:
         status = file.lstat()
         sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
     return sum(sizes.values())
+
+
+def _with_remarks(known: Mapping[str, str], read: Mapping[str, str]) -> dict[str, str]:
+    """Join what two files say of the releases of a distribution; neither tells when it asked the index.
+
+    Releases do not vanish as a rule, and one that was yanked stays so.
+    """
+    return {version: read.get(version) or known.get(version, "") for version in sorted({*known, *read}, key=Version)}

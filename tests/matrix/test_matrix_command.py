@@ -280,6 +280,31 @@ def test_somebody_elses_folder_is_neither_used_nor_cleaned(bench):
     assert {file.name for file in theirs.iterdir()} == {"report"}
 
 
+def test_the_page_names_every_torch_that_something_was_measured_with(bench):
+    bench.matrix("--releases", "==1.2")
+    folder = bench.folder / ".nrl-patches-matrix"
+    known = json.loads((folder / "matrix.json").read_text())
+    (measurement,) = known["measurements"].values()
+    measurement["cells"][ID]["versions"] = measurement["versions"] | {"torch": "1.99"}
+    (folder / "matrix.json").write_text(json.dumps(known))
+    bench.matrix("--offline")
+    page = (folder / "report" / "matrix.html").read_text()
+    assert '<th scope="row">torch</th><td>1.99</td>' in page
+
+
+def test_evidence_that_cannot_be_read_is_said_and_can_be_cleaned(bench):
+    bench.matrix("--releases", "==1.2")
+    file = bench.folder / ".nrl-patches-matrix" / "matrix.json"
+    file.write_text("")
+    done = bench.matrix()
+    assert done.returncode == 1
+    assert f"Error: {file}: expected " in done.stderr
+    assert "found an empty file; next step: delete the file, or its whole folder with --clean" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bench.matrix("--clean").returncode == 0
+    assert not file.parent.exists()
+
+
 def test_what_ci_kept_of_the_nights_before_is_taken_up_in_a_new_checkout(bench):
     assert bench.matrix().returncode == 0
     bench.probed()

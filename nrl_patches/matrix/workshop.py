@@ -6,6 +6,7 @@ import dataclasses
 import fcntl
 import functools
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -13,6 +14,7 @@ from pathlib import Path
 from typing import Literal
 
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from nrl_patches.declaration import Patch
@@ -22,7 +24,7 @@ from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, 
 from nrl_patches.matrix.fingerprint import fingerprint
 from nrl_patches.matrix.index import find_releases
 from nrl_patches.matrix.measurement import Bench, is_declared
-from nrl_patches.matrix.plan import Selection, Task, plan
+from nrl_patches.matrix.plan import Selection, Task, axis, plan
 from nrl_patches.tripwires import Verdict
 
 __all__ = ["Again", "NotOursError", "Workshop", "disk_usage"]
@@ -125,7 +127,8 @@ class Workshop:
         self.evidence = dataclasses.replace(self.evidence, releases={**self.evidence.releases, **remarks})
         tasks = plan(self.patches.values(), releases, selection, self._pin)
         if not tasks:
-            raise ValueError(f"no release on the index matches {selection.specifier}")
+            along = {axis(patch) for patch in self.patches.values()}
+            raise ValueError(_no_release(selection, [r.version for name in along for r in releases[name]]))
         if again == "all":
             return tasks
         left = (dataclasses.replace(task, patches=self._stale(task, errors=again == "errors")) for task in tasks)
@@ -228,12 +231,21 @@ class Workshop:
 
 
 def disk_usage(folder: Path) -> int:
-    """Return the bytes that a folder takes on the disk; what several names share counts once."""
+    """Return the bytes that are free once a folder is deleted.
+
+    What several names in it share counts once, and what has a name elsewhere as well (an installer's cache, whose files
+    it links) not at all.
+    """
     sizes: dict[tuple[int, int], int] = {}
+    elsewhere: dict[tuple[int, int], int] = {}
     for file in folder.rglob("*"):
         status = file.lstat()
-        sizes[status.st_dev, status.st_ino] = status.st_blocks * 512
-    return sum(sizes.values())
+        inode = status.st_dev, status.st_ino
+        sizes[inode] = status.st_blocks * 512
+        # The links of a folder are the folders in it.
+        names = 1 if stat.S_ISDIR(status.st_mode) else status.st_nlink
+        elsewhere[inode] = elsewhere.get(inode, names) - 1
+    return sum(size for inode, size in sizes.items() if not elsewhere[inode])
 
 
 def _with_remarks(known: Mapping[str, str], read: Mapping[str, str]) -> dict[str, str]:
@@ -242,3 +254,14 @@ def _with_remarks(known: Mapping[str, str], read: Mapping[str, str]) -> dict[str
     Releases do not vanish as a rule, and one that was yanked stays so.
     """
     return {version: read.get(version) or known.get(version, "") for version in sorted({*known, *read}, key=Version)}
+
+
+def _no_release(selection: Selection, versions: Sequence[Version]) -> str:
+    wanted = selection.specifier or SpecifierSet()
+    pre = [str(v) for v in sorted(versions) if v.is_prerelease and wanted.contains(v, prereleases=True)]
+    return explain_problem(
+        f"releases {wanted}".rstrip(),
+        expected="at least one on the index",
+        found=f"only pre-releases: {', '.join(pre)}" if pre else f"none; the newest is {max(versions, default='none')}",
+        next_step="add --pre" if pre else "give other --releases",
+    )

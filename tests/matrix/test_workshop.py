@@ -1,5 +1,6 @@
 """The folder of a run: whose files are in it, and which of two measurements of the same cell counts."""
 
+import os
 from types import SimpleNamespace
 
 import pytest
@@ -8,7 +9,7 @@ from standins import run
 from nrl_patches.matrix import workshop
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
 from nrl_patches.matrix.plan import Task
-from nrl_patches.matrix.workshop import NotOursError, Workshop
+from nrl_patches.matrix.workshop import NotOursError, Workshop, disk_usage
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "nrl-patches": "0.1.0"}
 
@@ -199,3 +200,24 @@ KILLED_AT_EACH_STEP = """
 def test_killed_at_any_step_of_making_and_deleting_it_the_folder_is_still_ours(tmp_path):
     done = run(KILLED_AT_EACH_STEP, TMPDIR=str(tmp_path))
     assert (done.stdout, done.stderr) == ("True\nTrue\n", "")
+
+
+def test_what_an_installers_cache_elsewhere_keeps_is_not_given_back(tmp_path):
+    inside, cache = tmp_path / "inside", tmp_path / "cache"
+    inside.mkdir()
+    cache.mkdir()
+    empty = disk_usage(tmp_path)
+    (cache / "shared").write_bytes(os.urandom(1_000_000))
+    os.link(cache / "shared", inside / "shared")
+    assert disk_usage(inside) == 0
+    (inside / "own").write_bytes(os.urandom(1_000_000))
+    os.link(inside / "own", inside / "again")
+    assert 1_000_000 <= disk_usage(inside) < 1_100_000
+    assert 2_000_000 <= disk_usage(tmp_path) - empty < 2_200_000
+
+
+def test_clean_says_what_is_free_afterwards(folder, tmp_path):
+    made = folder.opened()
+    (tmp_path / "shared").write_bytes(os.urandom(1_000_000))
+    os.link(tmp_path / "shared", folder.path / "environments" / "shared")
+    assert made.clean() < 100_000

@@ -14,6 +14,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from nrl_patches.activation import default_activation
 from nrl_patches.declaration import Patch
+from nrl_patches.errors import explain_problem
 from nrl_patches.matrix.evidence import Measurement, write_whole
 from nrl_patches.matrix.index import IndexProblem
 from nrl_patches.matrix.judgement import judge
@@ -86,7 +87,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     patches = _select(distributions, ids)
     if releases is not None and len({axis(patch) for patch in patches}) != 1:
         raise click.UsageError("--releases needs exactly one DISTRIBUTION, or patches of one")
-    workshop = Workshop(folder, patches, timeout)
+    workshop = Workshop(folder, patches, timeout, others=default_activation().registry)
     try:
         if clean:
             click.echo(f"{_bytes(workshop.clean())} given back")
@@ -97,9 +98,15 @@ def matrix(  # noqa: PLR0913 - one parameter per option
                 tasks = workshop.plan(Selection(releases, prereleases=pre), again)
                 _measure(workshop, tasks, jobs or jobs_here())
             agrees = _report(workshop, output or workshop.report)
-    except (NotOursError, IndexProblem, OSError, ValueError) as problem:
+    except IndexProblem as problem:
+        step = "try again, or add --offline for a report on what is known"
+        said = explain_problem("the package index", expected="its releases", found=str(problem), next_step=step)
+        raise click.ClickException(said) from problem
+    except (NotOursError, OSError, ValueError) as problem:
         raise click.ClickException(str(problem)) from problem
-    click.echo(f"{folder} takes {_bytes(disk_usage(folder))}; `nrl-patches matrix --clean` gives it back", err=True)
+    click.echo(
+        f"{folder} holds {_bytes(disk_usage(folder))} of its own; `nrl-patches matrix --clean` gives it back", err=True
+    )
     for broken in default_activation().registry.broken:
         click.echo(str(broken), err=True)
     sys.exit(int(not agrees or bool(default_activation().registry.broken)))
@@ -114,7 +121,16 @@ def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Patch]:
     for name in distributions:
         if name not in known:
             raise click.BadParameter(f"no patch is about {name!r}, only about {', '.join(known)}")
-    return [p for p in registry if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
+    chosen = [p for p in registry if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
+    if ids and not chosen:
+        said = explain_problem(
+            f"the selection of {', '.join(ids)}",
+            expected=f"a patch about {', '.join(distributions)}",
+            found=f"only about {', '.join(sorted({axis(registry.patches[i]) for i in ids}))}",
+            next_step="leave out the DISTRIBUTION or the --patch",
+        )
+        raise click.UsageError(said)
+    return chosen
 
 
 def _measure(workshop: Workshop, tasks: Sequence[Task], jobs: int) -> None:
@@ -146,7 +162,7 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     facts = {
         "environments": str(len(evidence.measurements)),
         **{
-            name: ", ".join(sorted({m.versions[name] for m in evidence.measurements.values()}))
+            name: ", ".join(sorted({v[name] for m in evidence.measurements.values() for v in m.all_versions()}))
             for name in ("python", "torch", "nrl-patches")
         },
     }

@@ -44,6 +44,9 @@ __all__ = [
 
 _TAIL = 1500
 
+_INSTALLER_TIMEOUT = 1800.0
+"""Seconds for the installation of one part: gigabytes through a thin line, or a source archive that has to be built."""
+
 
 class BuildProblem(Exception):  # noqa: N818 - it is reported as a problem of one release, not raised to the user
     """A release cannot be installed; the text says why."""
@@ -246,8 +249,17 @@ def _install(part: Part, made: Path, folder: Path) -> None:
     environ = os.environ | {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR") or str(folder / "cache")}
     try:
         done = subprocess.run(  # noqa: S603 - the installer, with arguments of ours
-            command, env=environ, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+            command,
+            env=environ,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=_INSTALLER_TIMEOUT,
         )
+    except subprocess.TimeoutExpired as error:
+        said = f"the installer took longer than {_INSTALLER_TIMEOUT:g} s"
+        raise BuildProblem(f"{part.requirements[0]} cannot be installed: {said}") from error
     finally:
         listed.unlink()
         excluded.unlink()

@@ -9,11 +9,12 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from nrl_patches.errors import explain_problem
 from nrl_patches.matrix.environments import parse_environment
 
 __all__ = ["COMMITTED", "SCHEMA_VERSION", "Cell", "Evidence", "Measurement", "write_whole"]
@@ -22,6 +23,8 @@ COMMITTED = Path(__file__).parents[1] / "evidence" / "matrix.json"
 """The evidence that this version of the package was released with."""
 
 SCHEMA_VERSION = 1
+
+_DELETE = "delete the file, or its whole folder with --clean; what only this file held is measured again"
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Cell:
         error: Why there is no answer, in one line.
         seconds: How long the tripwire took.
         date: The day, ISO 8601.
+        versions: Of python, torch and nrl-patches then; empty where they are those of the measurement around it.
     """
 
     verdict: str
@@ -49,6 +53,7 @@ class Cell:
     error: str = ""
     seconds: float = 0.0
     date: str = ""
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -57,7 +62,7 @@ class Measurement:
 
     Attributes:
         date: The day of the last attempt, ISO 8601.
-        versions: Of python, torch and nrl-patches, then.
+        versions: Of python, torch and nrl-patches, then; a cell of an earlier attempt may have others.
         cells: By patch id.
         problem: Why the environment could not be made, in one line; there are no cells then.
     """
@@ -67,14 +72,30 @@ class Measurement:
     cells: Mapping[str, Cell] = field(default_factory=dict)
     problem: str = ""
 
-    def with_newer(self, newer: Measurement) -> Measurement:
-        """Return this measurement with the cells of a newer one of the same environment in the place of its own.
+    def merged(self, other: Measurement, replaces: Callable[[str, Cell, Cell], bool]) -> Measurement:
+        """Return what this measurement and another one of the same environment know together.
 
-        Where the newer attempt could not even make the environment, what was seen before stands.
+        Where one attempt could not even make the environment, what was seen in the other stands. Every cell keeps the
+        versions that it was measured with.
+
+        Args:
+            other: The other measurement.
+            replaces: Whether, of a patch (its id), the other measurement's cell counts (second) and not ours (first).
         """
-        if newer.problem and self.cells:
+        if other.problem and self.cells:
             return self
-        return dataclasses.replace(newer, cells={**self.cells, **newer.cells})
+        if self.problem and other.cells:
+            return other
+        last = self if self.date > other.date else other
+        cells = {patch_id: _with_versions(cell, self.versions) for patch_id, cell in self.cells.items()}
+        for patch_id, cell in other.cells.items():
+            if patch_id not in cells or replaces(patch_id, cells[patch_id], cell):
+                cells[patch_id] = _with_versions(cell, other.versions)
+        return dataclasses.replace(last, cells={i: _without_versions(cell, last.versions) for i, cell in cells.items()})
+
+    def all_versions(self) -> list[Mapping[str, str]]:
+        """Return the versions that the cells were measured with; without any cell, those of the attempt."""
+        return [cell.versions or self.versions for cell in self.cells.values()] or [self.versions]
 
 
 @dataclass(frozen=True)
@@ -98,10 +119,18 @@ class Evidence:
         """
         if not file.exists():
             return cls()
-        held = json.loads(file.read_text(encoding="utf-8"))
-        if held.get("schema") != SCHEMA_VERSION:
-            raise ValueError(f"{file} has schema {held.get('schema')}, not {SCHEMA_VERSION}")
-        return cls({name: _measurement(m) for name, m in held["measurements"].items()}, held["releases"])
+        content = file.read_bytes()
+        try:
+            return _evidence(json.loads(content))
+        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                explain_problem(
+                    str(file),
+                    expected=f"what `nrl-patches matrix` writes, of schema {SCHEMA_VERSION}",
+                    found=f"{type(error).__name__}: {error}" if content.strip() else "an empty file",
+                    next_step="install nrl-patches anew" if file == COMMITTED else _DELETE,
+                )
+            ) from error
 
     def text(self) -> str:
         """Return the content of a ``matrix.json``: one line per cell, so that a difference can be read."""
@@ -129,6 +158,22 @@ def write_whole(file: Path, content: str | bytes) -> None:
         raise
 
 
+def _with_versions(cell: Cell, versions: Mapping[str, str]) -> Cell:
+    return dataclasses.replace(cell, versions=cell.versions or versions)
+
+
+def _without_versions(cell: Cell, versions: Mapping[str, str]) -> Cell:
+    return dataclasses.replace(cell, versions={}) if cell.versions == versions else cell
+
+
+def _evidence(held: dict[str, Any]) -> Evidence:
+    if held.get("schema") != SCHEMA_VERSION:
+        raise ValueError(f"schema {held.get('schema')}")
+    for environment in held["measurements"]:
+        parse_environment(environment)  # Raises here, where the file can be named, what sorting would raise later.
+    return Evidence({name: _measurement(m) for name, m in held["measurements"].items()}, held["releases"])
+
+
 def _measurement(held: dict[str, Any]) -> Measurement:
     cells = {patch_id: Cell(**cell) for patch_id, cell in held["cells"].items()}
     return Measurement(held["date"], held["versions"], cells, held["problem"])
@@ -137,10 +182,15 @@ def _measurement(held: dict[str, Any]) -> Measurement:
 def _text(measurement: Measurement) -> str:
     head = {"date": measurement.date, "versions": dict(measurement.versions), "problem": measurement.problem}
     cells = _joined(
-        f"    {json.dumps(patch_id)}: {json.dumps(dataclasses.asdict(cell))}"
+        f"    {json.dumps(patch_id)}: {json.dumps(_fields(cell))}"
         for patch_id, cell in sorted(measurement.cells.items())
     )
     return "\n".join([f'{json.dumps(head)[:-1]}, "cells": {{', *cells, "   }}"])
+
+
+def _fields(cell: Cell) -> dict[str, Any]:
+    fields = dataclasses.asdict(cell)
+    return fields if cell.versions else {name: value for name, value in fields.items() if name != "versions"}
 
 
 def _joined(lines: Any) -> list[str]:

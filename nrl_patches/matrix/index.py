@@ -19,6 +19,9 @@ __all__ = ["IndexProblem", "Release", "find_releases", "unpack_source"]
 _VARIABLES = ("UV_DEFAULT_INDEX", "UV_INDEX_URL")
 """Where an index other than the public one may be named; the same that the installer listens to."""
 
+_TIMEOUT = 60.0
+"""Seconds without a byte after which the index counts as not answering."""
+
 
 class IndexProblem(Exception):  # noqa: N818 - it is reported as a problem of one release, not raised to the user
     """The index cannot be reached, or has not what was asked for."""
@@ -84,7 +87,7 @@ def unpack_source(distribution: str, version: str, package: str, folder: Path) -
     archive = folder / archives[0].filename
     try:
         with pypi_simple.PyPISimple(endpoint=_endpoint(os.environ)) as client:
-            client.download_package(archives[0], archive)
+            client.download_package(archives[0], archive, timeout=_TIMEOUT)
     except Exception as error:
         raise IndexProblem(f"{archive.name} cannot be fetched: {type(error).__name__}: {error}") from error
     try:
@@ -109,7 +112,7 @@ def _files(distribution: str) -> list[pypi_simple.DistributionPackage]:
         raise IndexProblem("pypi-simple is not installed; `pip install nrl-patches[matrix]` brings it") from error
     try:
         with pypi_simple.PyPISimple(endpoint=_endpoint(os.environ)) as client:
-            return client.get_project_page(distribution, timeout=60).packages
+            return client.get_project_page(distribution, timeout=_TIMEOUT).packages
     except Exception as error:
         raise IndexProblem(f"{distribution}: {type(error).__name__}: {error}") from error
 

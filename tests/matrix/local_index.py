@@ -27,12 +27,13 @@ def wheel(version, core, *, name="standin", requires=()):
 
 
 class Index:
-    """What the server offers: files by name, and what it says about each."""
+    """What the server offers: files by name, and what it says about each, and which of them never arrive."""
 
     def __init__(self):
         self.files = {}
         self.attributes = {}
         self.requests = []
+        self.stalled = set()
 
     def add(self, version, core, *, name="standin", yanked=None, requires=(), content=None):
         file = f"{name}-{version}-py3-none-any.whl"
@@ -62,7 +63,11 @@ def serve(index):
             self.send_header("Content-Type", "text/html" if kind == "simple" else "application/octet-stream")
             self.send_header("Content-Length", str(len(body or b"")))
             self.end_headers()
-            if not head:
+            if not head and name in index.stalled:
+                self.wfile.write(body[:1])
+                self.wfile.flush()
+                over.wait(5)  # A client that waits for ever fails a test instead of stopping it.
+            elif not head:
                 self.wfile.write(body or b"")
 
         def do_HEAD(self):
@@ -71,12 +76,14 @@ def serve(index):
         def log_message(self, *_):
             pass
 
+    over = threading.Event()
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:
         yield f"http://127.0.0.1:{server.server_port}/simple/"
     finally:
+        over.set()
         server.shutdown()
         thread.join()
         server.server_close()

@@ -9,6 +9,7 @@ from matrix.local_index import Index, serve
 from package_copy import RIGHT
 
 from nrl_patches.matrix import environments
+from nrl_patches.matrix import index as package_index
 from nrl_patches.matrix.environments import (
     BuildProblem,
     Part,
@@ -107,6 +108,25 @@ def test_a_source_archive_is_unpacked_and_not_built(index, tmp_path):
     assert names(folder / "standin-1.0.dist-info") == {"METADATA"}
     with pytest.raises(BuildProblem, match=r"standin 1\.1 has no source archive"):
         build_part(Part(("standin==1.1",), source=True), tmp_path)
+
+
+def test_a_source_archive_that_never_arrives_is_not_waited_for(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(package_index, "_TIMEOUT", 0.5)
+    index.files["standin-1.0.tar.gz"] = archive("1.0")
+    index.attributes["standin-1.0.tar.gz"] = ""
+    index.stalled.add("standin-1.0.tar.gz")
+    with pytest.raises(BuildProblem, match=r"standin-1\.0\.tar\.gz cannot be fetched: .*timed out"):
+        build_part(Part(("standin==1.0",), source=True), tmp_path)
+    assert names(tmp_path) == set()
+
+
+def test_an_installer_that_does_not_end_is_killed(index, tmp_path, monkeypatch):
+    monkeypatch.setattr(environments, "_INSTALLER_TIMEOUT", 2.0)
+    index.add("1.0", RIGHT)
+    index.stalled.add("standin-1.0-py3-none-any.whl")
+    with pytest.raises(BuildProblem, match=r"standin==1\.0 cannot be installed: the installer took longer than 2 s"):
+        build_part(Part(("standin==1.0",)), tmp_path)
+    assert names(tmp_path) <= {"cache"}
 
 
 def test_releases_pre_releases_and_yanked_ones_are_told_apart(index):

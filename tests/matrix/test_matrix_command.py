@@ -232,14 +232,69 @@ def test_a_selection_measures_no_more_and_the_report_keeps_the_rest(bench):
         (["elsewhere"], "no patch is about 'elsewhere', only about standin"),
         (["--patch", "nothing"], "'nothing' is no patch"),
         (["--releases", "about 5"], "no version specifier"),
-        (["--releases", "==77"], "no release on the index matches ==77"),
+        (
+            ["--releases", "==77"],
+            "expected at least one on the index; found none; the newest is 2.0rc1; next step: give other --releases",
+        ),
+        (
+            ["--releases", "==2.0rc1"],
+            "==2.0rc1: expected at least one on the index; found only pre-releases: 2.0rc1; next step: add --pre",
+        ),
     ],
 )
 def test_what_it_cannot_do_it_says(bench, args, said):
+    bench.index.add("2.0rc1", RIGHT)
     done = bench.matrix(*args)
     assert done.returncode
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_selection_of_nothing_is_no_empty_report(bench):
+    bench.patch(name="other", affected="another<2", target="another.core:count", opt_out="NRL_DISABLE_OTHER")
+    done = bench.matrix("another", "--patch", ID)
+    assert done.returncode == 2
+    assert f"the selection of {ID}: expected a patch about another; found only about standin; next " in done.stderr
+    assert not (bench.folder / ".nrl-patches-matrix").exists()
+
+
+def test_evidence_that_cannot_be_read_is_said_and_can_be_cleaned(bench):
+    bench.matrix("--releases", "==1.2")
+    file = bench.folder / ".nrl-patches-matrix" / "matrix.json"
+    file.write_text("")
+    done = bench.matrix()
+    assert done.returncode == 1
+    assert f"Error: {file}: expected " in done.stderr
+    assert "found an empty file; next step: delete the file, or its whole folder with --clean" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert bench.matrix("--clean").returncode == 0
+    assert not file.parent.exists()
+
+
+def test_what_ci_kept_of_the_nights_before_is_taken_up_in_a_new_checkout(bench):
+    assert bench.matrix().returncode == 0
+    bench.probed()
+    folder = bench.folder / ".nrl-patches-matrix"
+    kept = (folder / "matrix.json").read_text()
+    assert bench.matrix("--clean").returncode == 0
+    folder.mkdir()
+    (folder / "matrix.json").write_text(kept)
+    done = bench.matrix("--output", "report")
+    assert done.returncode == 0, done.stderr
+    assert bench.probed() == []
+    assert (folder / "matrix.json").read_text() == kept
+
+
+def test_the_page_names_every_torch_that_something_was_measured_with(bench):
+    bench.matrix("--releases", "==1.2")
+    folder = bench.folder / ".nrl-patches-matrix"
+    known = json.loads((folder / "matrix.json").read_text())
+    (measurement,) = known["measurements"].values()
+    measurement["cells"][ID]["versions"] = measurement["versions"] | {"torch": "1.99"}
+    (folder / "matrix.json").write_text(json.dumps(known))
+    bench.matrix("--offline")
+    page = (folder / "report" / "matrix.html").read_text()
+    assert '<th scope="row">torch</th><td>1.99</td>' in page
 
 
 def test_an_index_that_does_not_answer_is_said_and_known_things_can_still_be_reported(bench):
@@ -247,7 +302,8 @@ def test_an_index_that_does_not_answer_is_said_and_known_things_can_still_be_rep
     bench.address = "http://127.0.0.1:9/simple/"
     done = bench.matrix()
     assert done.returncode == 1
-    assert "Error: standin: ConnectionError" in done.stderr
+    assert "Error: the package index: expected its releases; found standin: ConnectionError" in done.stderr
+    assert "add --offline for a report on what is known" in done.stderr
     assert "Traceback" not in done.stderr
     done = bench.matrix("--offline")
     assert done.returncode == 0
@@ -274,10 +330,10 @@ def test_somebody_elses_folder_is_neither_used_nor_cleaned(bench):
     theirs = bench.folder / "theirs"
     (theirs / "report").mkdir(parents=True)
     (theirs / "report" / "thesis.tex").write_text("mine")
-    assert "no made-by-nrl-patches in it" in bench.matrix("--folder", "theirs", "--clean").stderr
-    (theirs / "notes.txt").write_text("mine")
     assert "somebody's files" in bench.matrix("--folder", "theirs").stderr
-    assert {file.name for file in theirs.iterdir()} == {"report", "notes.txt"}
+    assert "no made-by-nrl-patches in it" in bench.matrix("--folder", "theirs", "--clean").stderr
+    assert (theirs / "report" / "thesis.tex").read_text() == "mine"
+    assert {file.name for file in theirs.iterdir()} == {"report"}
 
 
 def test_a_folder_of_that_name_in_the_current_directory_is_not_measured(bench):

@@ -12,6 +12,7 @@ from nrl_patches.activation import Activation
 from nrl_patches.children import activation_path, cover_children, parent_version
 from nrl_patches.errors import explain_problem
 from nrl_patches.record import ProcessRecord
+from nrl_patches.replacement import PROCESS_LOCK
 from nrl_patches.settings import VARIABLES
 from nrl_patches.status import State
 
@@ -50,8 +51,9 @@ def join(activation: Activation, version: str) -> None:
     def disabled() -> dict[str, str]:
         return {s["id"]: s["reason"] for s in _statuses(activation) if s["state"] == State.DISABLED}
 
-    activation.on_change = publish
-    publish()
+    with PROCESS_LOCK:  # Another thread may be importing a target already.
+        activation.on_change = publish
+        publish()
     variables = (*VARIABLES, *dict.fromkeys(patch.opt_out for patch in activation.registry))
     cover_children(version, disabled, variables, strict=activation.settings.strict)
 

@@ -251,6 +251,31 @@ def test_a_problem_of_a_process_fails_the_command(copy):
         assert "  drifted       standin.count\n" in done.stdout
 
 
+def test_a_target_that_another_thread_imports_while_the_record_is_made(copy):
+    # A slow memfd_create stands for a switch of threads there.
+    code = """
+        import threading, time
+        entered = threading.Event()
+        make = os.memfd_create
+        def slow(*args):
+            if not entered.is_set():
+                entered.set()
+                time.sleep(1)
+            return make(*args)
+        os.memfd_create = slow
+        def other():
+            entered.wait()
+            import standin.core
+        thread = threading.Thread(target=other)
+        thread.start()
+        import nrl_patches
+        thread.join()
+    """
+    with job(copy, code) as process:
+        line(process)
+        assert state(process.pid) == "applied"
+
+
 def test_two_copies_in_one_process(copy, tmp_path):
     (tmp_path / "second").mkdir()
     other = Copy(tmp_path / "second")

@@ -15,6 +15,19 @@ __all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
 
 _PROC = Path("/proc")
 _ATTEMPTS = 5
+_FIELDS = {
+    "pid": int,
+    "version": str,
+    "package": str,
+    "activated_by": str,
+    "strict": bool,
+    "notes": list,
+    "failure": str,
+    "statuses": list,
+}
+"""What a record may have, by name; nothing else is told."""
+_REQUIRED = {"pid", "activated_by", "statuses"}
+_ROW = ("id", "state", "reason", "notes")
 
 
 @dataclass(frozen=True)
@@ -57,6 +70,7 @@ def look_into(pid: int) -> Running:
     folder = _PROC / str(pid)
     if not _PROC.joinpath("self", "fd").exists():
         return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
+    command = "?"
     try:
         command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         command = command or folder.joinpath("comm").read_text().strip()
@@ -103,16 +117,31 @@ def _read(link: Path) -> dict[str, Any] | None:
         if str(link.readlink()).removesuffix(" (deleted)") != f"/memfd:{NAME}":
             return None
         for _ in range(_ATTEMPTS):
-            with suppress(ValueError, TypeError, KeyError):  # In the middle of a change, or not of our making.
-                record: dict[str, Any] = json.loads(link.read_bytes())
-                _ = record["pid"], record["activated_by"], [_row(status) for status in record["statuses"]]
-                if record["change"] == record["complete"]:
-                    return record
+            with suppress(ValueError, RecursionError):  # In the middle of a change, or not of our making.
+                record = json.loads(link.read_bytes())
+                if _is_whole(record):
+                    rows = [{name: row[name] for name in _ROW} for row in record["statuses"]]
+                    return {name: record[name] for name in _FIELDS if name in record} | {"statuses": rows}
     return None
 
 
-def _row(status: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
-    return status["id"], status["state"], status["reason"], tuple(status["notes"])
+def _is_whole(record: Any) -> bool:
+    # Anybody may make a file of that name, with anything in it.
+    if not isinstance(record, dict) or record.get("change") != record.get("complete", object()):
+        return False
+    known = all(isinstance(record[name], kind) for name, kind in _FIELDS.items() if name in record)
+    if not known or not record.keys() >= _REQUIRED or not _are_texts(record.get("notes", [])):
+        return False
+    return all(
+        isinstance(row, dict)
+        and isinstance(row.get("notes"), list)
+        and _are_texts([*row["notes"], *(row.get(name) for name in _ROW if name != "notes")])
+        for row in record["statuses"]
+    )
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
@@ -134,7 +163,7 @@ def _explain_absence(folder: Path) -> str:
 def _parent_of(folder: Path) -> int:
     try:
         (number,) = _status_field(folder, "PPid")
-    except (FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # It has ended meanwhile, or is hidden from us.
         return 0
     return int(number)
 

@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+from pathlib import Path
 
 import pytest
 from package_copy import Copy
@@ -110,11 +111,64 @@ def test_the_middle_of_a_change_is_not_told(copy, text):
         assert look_into(process.pid).records == ()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"change": 1, "pid": 1, "complete": 1, "statuses": [{}]}'])
+WHOLE = '{"change": 1, "pid": 1, "activated_by": "x", "statuses": [%s], %s "complete": 1}'
+STRANGE = {
+    "a list": "[]",
+    "nothing": "{}",
+    "no activated_by": '{"change": 1, "pid": 1, "complete": 1, "statuses": []}',
+    "notes": WHOLE % ("", '"notes": 5,'),
+    "a note": WHOLE % ("", '"notes": [5],'),
+    "failure": WHOLE % ("", '"failure": 5,'),
+    "statuses": '{"change": 1, "pid": 1, "activated_by": "x", "complete": 1, "statuses": 5}',
+    "a status": WHOLE % ("5", ""),
+    "an empty status": WHOLE % ("{}", ""),
+    "a state": WHOLE % ('{"id": "x", "state": [], "reason": "", "notes": []}', ""),
+    "the notes of a status": WHOLE % ('{"id": "x", "state": "applied", "reason": "", "notes": 5}', ""),
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE)
 def test_a_record_that_is_not_of_our_making(copy, text):
-    with job(copy, f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})") as process:
+    code = f"fd = os.memfd_create({NAME!r})\nopen(fd, 'w', closefd=False).write(sys.stdin.readline())"
+    with job(copy, code) as process:
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
         line(process)
         assert look_into(process.pid).records == ()
+        for command in ("status", "doctor"):
+            done = copy.run("nrl_patches", command, "--pid", str(process.pid))
+            assert (done.returncode, done.stderr) == (1, ""), done.stderr
+            assert "no record: nrl_patches was not imported there" in done.stdout
+
+
+def test_what_is_in_a_record_beside_what_is_ours_is_not_told(copy):
+    deep = '"x": ' + "[" * 500 + "]" * 500
+    status = '{"id": "x", "state": "applied", "reason": "", "notes": [], %s}' % deep  # noqa: UP031 - braces
+    with job(copy, f"os.write(os.memfd_create({NAME!r}), {(WHOLE % (status, f'{deep},')).encode()!r})") as process:
+        line(process)
+        assert asked(copy, "--json", "--pid", process.pid).returncode == 0
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """Processes as /proc has them under hidepid=1: listed, and otherwise closed to other users."""
+    for name in ("read_bytes", "read_text"):
+        original = getattr(Path, name)
+
+        def read(self, *args, original=original, **kwargs):
+            if self.name in {"cmdline", "status"}:
+                raise PermissionError(1, "Operation not permitted")
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, name, read)
+
+
+@pytest.mark.usefixtures("hidden")
+def test_processes_that_the_system_hides():
+    found = look_into(os.getpid())
+    assert (found.command, found.problem) == ("?", "cannot be looked into: it belongs to another user")
+    assert descendants(os.getpid()) == []
 
 
 def test_what_a_process_says_is_no_command_for_the_terminal():

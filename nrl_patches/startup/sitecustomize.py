@@ -39,11 +39,14 @@ class _Finder:
 
             if environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on"):
                 raise
-            sys.stderr.write(
-                "nrl_patches (startup): expected autowrapt to register its hooks; "
-                f"found {type(error).__name__}: {error}; "
-                "next step: reinstall nrl-patches[run] in this environment; this process may run without any patch\n"
-            )
+            from contextlib import suppress  # noqa: PLC0415
+
+            with suppress(Exception):  # There may be no stderr, or a closed one.
+                sys.stderr.write(
+                    "nrl_patches (startup): expected autowrapt to register its hooks; "
+                    f"found {type(error).__name__}: {error}; next step: reinstall nrl-patches[run] in this "
+                    "environment; this process may run without any patch\n"
+                )
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415
 

@@ -184,6 +184,11 @@ def test_an_environment_without_autowrapt(covered, bare, kind):
     assert f'{bare} -m pip install "nrl-patches[run]"' in done.stderr
 
 
+def test_an_environment_without_autowrapt_is_fine_where_nothing_is_to_be_patched(covered, bare):
+    done = run(covered, bare, "-c", COUNT, NRL_PATCHES="0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
+
+
 def test_a_failing_import_fails_the_target_under_strict_only(covered):
     program = f"import nrl_patches_startup\n{COUNT}\nprint(nrl_patches_startup.failure.splitlines()[-1])"
     script = covered.write("program.py", program)
@@ -231,6 +236,14 @@ def test_a_failing_registration_fails_the_target_under_strict_only(covered):
     (line,) = lenient.stderr.splitlines()
     assert "expected autowrapt to register its hooks; found AttributeError: " in line
     assert run(covered, sys.executable, "-c", COUNT, NRL_PATCHES_STRICT="1").returncode == 1
+
+
+@pytest.mark.parametrize("closing", ["exec 2>&-", ":"])
+def test_a_failing_registration_that_cannot_be_told_fails_nothing(covered, closing):
+    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:renamed\n")
+    code = f"import sys; sys.stderr and sys.stderr.close(); {COUNT}"
+    done = run(covered, "sh", "-c", f'{closing}; exec "$@"', "-", sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
 
 
 def test_two_threads_that_are_the_first_to_look_for_a_target(covered):

@@ -18,6 +18,8 @@ from pathlib import Path
 
 import click
 
+from nrl_patches.activation import default_activation
+
 __all__ = ["GROUP", "run"]
 
 GROUP = "nrl_patches.startup"
@@ -48,7 +50,8 @@ def run(command: tuple[str, ...]) -> None:
         raise _CannotRunError(
             f"{command[0]}: expected a command; found none of that name; next step: check PATH", _NOT_FOUND
         )
-    interpreter = interpreter_of(program)
+    # Off, there is nothing to be missed: whoever looks for the culprit of a failing job must be able to start it.
+    interpreter = interpreter_of(program) if default_activation().settings.enabled else None
     try:
         missing = missing_in(interpreter) if interpreter else ""
     except OSError as error:

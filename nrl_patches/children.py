@@ -47,12 +47,18 @@ except Exception as error:
         raise
     import logging
     logging.getLogger("nrl_patches").error(missing, os.getpid(), sys.executable, type(error).__name__, error)
+    try:
+        from nrl_patches_startup import keep_failure
+        keep_failure("multiprocessing", error)
+    except Exception:
+        pass
 """
 """What a child executes, as text: nothing of this package may be needed to say that this package is missing there.
 
 The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set anew
 because a fork server hands down the one that it was started with, and what is undone in the parent is undone here even
-if that server has imported the package itself. The version found here may be another.
+if that server has imported the package itself. The version found here may be another, and so may what is installed
+beside it: a failure is left for ``nrl-patches status --pid`` only where that is possible.
 """
 
 _MISSING = explain_problem(

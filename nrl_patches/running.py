@@ -146,7 +146,8 @@ def _are_texts(values: list[Any]) -> bool:
 
 def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
     own = _status_field(_PROC / str(pid), "NSpid")  # Its number in each of its namespaces.
-    if not own or str(record["pid"]) in own:
+    # An import that failed in the parent has failed for its forked children too.
+    if not own or str(record["pid"]) in own or record.get("failure"):
         return record
     note = f"this is the record of process {record['pid']}: the process was forked from it unnoticed by Python"
     return {**record, "notes": [*record.get("notes", ()), note]}

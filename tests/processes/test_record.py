@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import pytest
@@ -256,11 +257,15 @@ def test_a_program_that_closes_every_file(copy):
         assert state(process.pid) == "applied"
 
 
-def test_it_takes_the_place_of_no_standard_stream(copy):
-    with job(copy, "os.close(2)\nimport nrl_patches\nprint(os.path.exists('/proc/self/fd/2'))") as process:
+@pytest.mark.parametrize("broken", [False, True])
+def test_it_takes_the_place_of_no_standard_stream(copy, broken):
+    if broken:
+        copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
+    code = "os.close(2)\nimport nrl_patches_startup\nnrl_patches_startup.vllm_plugin()"
+    with job(copy, f"{code}\nprint(os.path.exists('/proc/self/fd/2'))") as process:
         assert line(process) == "False"
         assert line(process) == "there"
-        assert state(process.pid) == "pending"
+        assert len(told(process.pid)["statuses"]) == 1 - broken
 
 
 def test_it_is_not_inherited_by_other_programs(copy):
@@ -361,6 +366,58 @@ def test_an_import_that_fails_is_told_by_the_entry_point(copy):
         )  # fmt: skip
         assert done.returncode == 1
         assert "KeyError: 'half an upgrade'" in done.stdout
+
+
+def test_a_forked_child_shares_the_failed_import(copy):
+    copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
+    code = FORK.replace("import nrl_patches\n", "import nrl_patches_startup\n    nrl_patches_startup.vllm_plugin()\n")
+    with job(copy, code.replace("import standin.core", "")) as process:
+        record = told(int(line(process)))
+        assert record["failure"]
+        assert "notes" not in record
+
+
+def test_a_spawned_child_tells_of_its_failed_import(copy):
+    code = """
+import multiprocessing, os, sys
+
+def child(connection):
+    connection.recv()
+
+if __name__ == "__main__":
+    import nrl_patches
+    open("nrl_patches/errors.py", "w").write("raise KeyError('half an upgrade')")
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe()
+    process = context.Process(target=child, args=(theirs,))
+    process.start()
+    print(process.pid, flush=True)
+    sys.stdin.readline()
+    ours.send(None)
+    process.join()
+"""
+    script = copy.write("job.py", code)
+    with job(copy, f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')") as process:
+        child = int(line(process))
+        deadline = time.monotonic() + 60
+        while not (found := look_into(child)).records and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (record,) = found.records
+        assert record["activated_by"] == "multiprocessing"
+        assert record["failure"].rstrip().endswith("KeyError: 'half an upgrade'")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert line(process) == "there"
+
+
+@pytest.mark.parametrize("entry", ["vllm_plugin()", "ray_worker()", "startup(None)"])
+def test_an_error_that_says_what_to_do_is_logged_as_it_is(copy, entry):
+    code = f"import nrl_patches_startup\ntry:\n    nrl_patches_startup.{entry}\nexcept Exception:\n    pass"
+    done = copy.python("-c", code, NRL_PATCHES_STRICT="1", NRL_PATCHES_DISABLE="typo")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("NRL_PATCHES_DISABLE: expected ")
+    assert line.count("next step: ") == 1
+    assert "without any patch" not in line
 
 
 def test_children_needs_a_process(copy):

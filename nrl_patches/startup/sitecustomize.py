@@ -71,7 +71,7 @@ def _check_autowrapt() -> None:
 
     if find_spec("autowrapt") is None:
         raise _LackingError("no autowrapt")
-    raise _LackingError("autowrapt, but it is not installed in site-packages, and its startup file is not executed")
+    raise _LackingError("autowrapt, but its startup file is not executed: it is not installed in site-packages")
 
 
 def _check_entry_points() -> None:

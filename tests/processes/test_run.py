@@ -184,7 +184,18 @@ def test_an_environment_without_autowrapt(covered, bare, kind):
     done = run(covered, bare if kind == "interpreter" else script, **environ)
     assert done.returncode == 1
     assert f"{bare}: expected nrl_patches and autowrapt; found no autowrapt; next step: " in done.stderr
-    assert f'{bare} -m pip install "nrl-patches[run]"' in done.stderr
+    assert f'{bare} -I -m pip install "nrl-patches[run]"' in done.stderr
+
+
+def test_an_autowrapt_whose_startup_file_is_not_executed(covered, bare):
+    shutil.copytree(Path(importlib.util.find_spec("autowrapt").origin).parent, covered.folder / "autowrapt")
+    done = run(covered, bare, "-c", COUNT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Error: {bare}: expected nrl_patches and autowrapt; found autowrapt, but its startup file is not executed: "
+        "autowrapt is on the path, but not installed in site-packages; "
+        f'next step: {bare} -I -m pip install "nrl-patches[run]"\n'
+    )
 
 
 def test_an_environment_without_autowrapt_is_fine_where_nothing_is_to_be_patched(covered, bare):
@@ -267,7 +278,7 @@ def lacking(kind, copy, bare, lonely):
         return bare, "found no autowrapt"
     if kind == "its startup file":
         shutil.copytree(Path(importlib.util.find_spec("autowrapt").origin).parent, copy.folder / "autowrapt")
-        return bare, "found autowrapt, but it is not installed in site-packages, and its startup file is not executed"
+        return bare, "found autowrapt, but its startup file is not executed: it is not installed in site-packages"
     (copy.folder / "beside-1.0.dist-info" / "entry_points.txt").unlink()
     return lonely, "found autowrapt, but no entry points of nrl-patches"
 

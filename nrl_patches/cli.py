@@ -54,7 +54,8 @@ def list_patches() -> None:
 def status(*, as_json: bool, pids: tuple[int, ...], children: bool) -> None:
     """Print what becomes of every patch here: by the installed versions, before anything is imported.
 
-    With --pid print what has become of them in running processes instead.
+    With --pid print what has become of them in running processes instead, as these knew it at the last change of a
+    status, or when they last asked for it themselves.
 
     Exits with 1 if a patch has drifted or failed, or if a process named by --pid cannot tell.
     """

@@ -16,7 +16,7 @@ __all__ = ["doctor"]
 
 @click.command()
 @click.option("--python", "pythons", multiple=True, metavar="PATH", help="Look into this interpreter too.")
-@click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process too.")
+@click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process too; see `status --pid`.")
 @click.option("--import", "modules", multiple=True, metavar="MODULE", help="Import it before nrl_patches, elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
 def doctor(*, pythons: tuple[str, ...], pids: tuple[int, ...], modules: tuple[str, ...], as_json: bool) -> None:

@@ -56,6 +56,9 @@ class Running:
             lines.append(
                 f"  nrl_patches {record.get('version', '?')}{package}, activated by {record['activated_by']}{strict}"
             )
+            lines += ["  as of its last change, or of the last call of nrl_patches.status() there"] * bool(
+                record["statuses"]
+            )
             lines += [f"  {note}" for note in record.get("notes", ())]
             lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
             for status in record["statuses"]:

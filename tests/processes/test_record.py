@@ -78,6 +78,102 @@ def test_it_follows_every_change(copy):
             process.stdin.flush()
 
 
+def steps(process):
+    """Run what a process does between its lines ``next``; yield its only record each time."""
+    while line(process) == "next":
+        yield told(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+STEP = """
+    import nrl_patches
+    def step(): print("next", flush=True); sys.stdin.readline()
+"""
+
+
+def test_what_the_process_finds_out_when_it_looks(copy):
+    code = """
+        import standin.core
+        ours = standin.core.count
+        standin.core.count = lambda: 1
+        step()
+        assert nrl_patches.status()["standin.count"].state == "drifted"
+        step()
+        standin.core.count = ours
+        assert nrl_patches.status()["standin.count"].state == "applied"
+        step()
+        standin.core.count = lambda: 1
+        nrl_patches.status()
+        standin.core.count = ours
+        nrl_patches.undo()
+        step()
+    """
+    with job(copy, textwrap.dedent(STEP) + textwrap.dedent(code)) as process:
+        found = [(record["statuses"][0]["state"], record["statuses"][0]["reason"]) for record in steps(process)]
+    assert [state for state, _ in found] == ["applied", "drifted", "applied", "disabled"]
+    assert found[1][1] == "standin.core:count was replaced since by __main__.<lambda>"
+
+
+def test_what_has_not_been_decided_yet(copy):
+    copy.patch("absent", affected="absent<2", target="absent.core:count", opt_out="NRL_DISABLE_ABSENT")
+    with job(copy, textwrap.dedent(STEP) + "step()\nnrl_patches.status()\nstep()") as process:
+        before, after = ({s["id"]: (s["state"], s["reason"]) for s in r["statuses"]} for r in steps(process))
+    assert before == {
+        "standin.absent": ("pending", "not decided yet: waits for the import of absent.core"),
+        "standin.count": ("pending", "not decided yet: waits for the import of standin.core"),
+    }
+    assert after == {
+        "standin.absent": ("not-installed", "absent is not installed"),
+        "standin.count": ("pending", "standin 1.0 is in standin<2; waits for the import of standin.core"),
+    }
+
+
+def test_a_look_that_finds_nothing_new_writes_nothing(copy):
+    copy.patch(fix="raise LookupError")
+    code = """
+        import os
+        written = []
+        write = os.pwrite
+        os.pwrite = lambda *args: written.append(args) or write(*args)
+        import nrl_patches, standin.core
+        before = len(written)
+        for _ in range(3):
+            nrl_patches.status()
+        print(before, len(written) - before)
+    """
+    done = copy.python("-c", textwrap.dedent(code))
+    assert done.stdout == "2 0\n", done.stderr
+
+
+def test_what_is_found_while_another_thread_changes_it(copy):
+    # Of the two the change is the newer one.
+    code = """
+        import nrl_patches
+        activation = nrl_patches._activation
+        look = activation._status
+        def slow(patch):
+            found = look(patch)
+            import standin.core
+            return found
+        activation._status = slow
+        assert nrl_patches.status()["standin.count"].state == "pending"
+    """
+    with job(copy, code) as process:
+        line(process)
+        assert state(process.pid) == "applied"
+
+
+def test_a_patch_file_that_cannot_be_loaded(copy):
+    copy.write("nrl_patches/patches/standin/broken.py", "raise KeyError('mine')\n")
+    with job(copy, "import nrl_patches") as process:
+        line(process)
+        found = {status["id"]: status for status in told(process.pid)["statuses"]}
+        assert found["standin.broken"]["state"] == "failed"
+        assert found["standin.broken"]["reason"].endswith("KeyError: 'mine'")
+        assert asked(copy, "--pid", process.pid).returncode == 1
+
+
 def test_what_it_says(copy):
     with job(copy, "import nrl_patches, standin.core", NRL_PATCHES_STRICT="1") as process:
         line(process)
@@ -91,7 +187,10 @@ def test_what_it_says(copy):
         ]
         done = asked(copy, "--pid", process.pid)
         assert done.returncode == 0, done.stderr
-        assert f"  nrl_patches {__version__} in {copy.folder}/nrl_patches, activated by import, strict\n" in done.stdout
+        assert (
+            f"  nrl_patches {__version__} in {copy.folder}/nrl_patches, activated by import, strict\n"
+            "  as of its last change, or of the last call of nrl_patches.status() there\n"
+        ) in done.stdout
         assert "  applied       standin.count\n                standin 1.0 is in standin<2\n" in done.stdout
         (found,) = json.loads(asked(copy, "--json", "--pid", process.pid).stdout)
         assert (found["pid"], found["records"]) == (process.pid, [record])

@@ -187,10 +187,10 @@ def other_environment(environ: Mapping[str, str]) -> str | None:
     return str(python) if python.exists() else None
 
 
-def check_pid(pid: int) -> list[Finding]:
-    """Check what a running process tells of its patches."""
+def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
+    """Check what a running process tells of its patches; one that the user has not named may have nothing to tell."""
     process = look_into(pid)
-    if process.problem:
+    if process.problem and (named or process.unpatched):
         return [Finding(f"process {pid} ({process.command})", process.problem, "import nrl_patches there, and restart")]
     findings = []
     for record in process.records:

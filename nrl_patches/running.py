@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nrl_patches.cli_run import GROUP, VARIABLE
 from nrl_patches.record import NAME
 
 __all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
@@ -39,12 +40,14 @@ class Running:
         command: Its command line.
         records: What each copy of nrl_patches in it tells; mostly one.
         problem: Why there is no record; empty if there is one.
+        unpatched: Whether that leaves something unpatched: torch, without which no target is imported, is loaded there.
     """
 
     pid: int
     command: str
     records: tuple[dict[str, Any], ...] = ()
     problem: str = ""
+    unpatched: bool = False
 
     def __str__(self) -> str:
         """Return everything, as lines for people."""
@@ -78,12 +81,12 @@ def look_into(pid: int) -> Running:
         command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         command = command or folder.joinpath("comm").read_text().strip()
         records = tuple(_explain_copy(record, pid) for record in _records(folder))
-        problem = "" if records else _explain_absence(folder)
+        problem, unpatched = ("", False) if records else _explain_absence(folder)
     except (FileNotFoundError, ProcessLookupError):
         return Running(pid, "?", problem="there is no such process")
     except PermissionError:
         return Running(pid, command, problem="cannot be looked into: it belongs to another user")
-    return Running(pid, command, records, problem)
+    return Running(pid, command, records, problem, unpatched)
 
 
 def descendants(pid: int) -> list[int]:
@@ -101,8 +104,8 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_in_trouble(process: Running) -> bool:
-    """Whether a patch has drifted or failed in a process, or nrl_patches itself could not be imported."""
-    return any(
+    """Whether a patch has drifted or failed in a process, or nrl_patches could not be imported or is missing there."""
+    return process.unpatched or any(
         record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
         for record in process.records
     )
@@ -156,12 +159,17 @@ def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
     return {**record, "notes": [*record.get("notes", ()), note]}
 
 
-def _explain_absence(folder: Path) -> str:
-    environ = folder.joinpath("environ").read_bytes().split(b"\0")
-    for setting in environ:
-        if setting.startswith(b"NRL_PATCHES=") and setting.partition(b"=")[2].strip().lower() in _OFF:
-            return "no record: NRL_PATCHES=0 in its environment"
-    return "no record: nrl_patches was not imported there, or its file descriptors were closed since"
+def _explain_absence(folder: Path) -> tuple[str, bool]:
+    settings = [setting.partition(b"=") for setting in folder.joinpath("environ").read_bytes().split(b"\0")]
+    environ = {name: value.strip() for name, _, value in settings}
+    if environ.get(b"NRL_PATCHES", b"").lower() in _OFF:
+        return "no record: NRL_PATCHES=0 in its environment", False
+    if GROUP.encode() in environ.get(VARIABLE.encode(), b"").replace(b" ", b"").split(b","):
+        return "no record: under `nrl-patches run`, and no package with a target was imported there", False
+    # Shells, multiprocessing's own helpers and Ray's agents do without us, and are no problem.
+    if b"/libtorch_python." in folder.joinpath("maps").read_bytes():
+        return f"no record, though torch is loaded: {_NOT_IMPORTED}", True
+    return f"no record: {_NOT_IMPORTED}", False
 
 
 def _parent_of(folder: Path) -> int:
@@ -179,4 +187,5 @@ def _status_field(folder: Path, name: str) -> list[str]:
     return []
 
 
+_NOT_IMPORTED = "nrl_patches was not imported there, or its file descriptors were closed since"
 _OFF = (b"0", b"false", b"no", b"off")

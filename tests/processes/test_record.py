@@ -387,6 +387,40 @@ def test_it_is_not_inherited_by_other_programs(copy):
         assert line(process) == "there"
 
 
+UNPATCHED = """
+    import subprocess
+    code = "import {imports}; print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-I", "-c", code], stdin=-1, stdout=-1, env={environ})
+    child.stdout.readline()
+    import nrl_patches
+    print(child.pid, flush=True)
+    sys.stdin.read()
+    child.communicate()
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "environ", "problem", "code"),
+    [
+        ("torch", {}, "no record, though torch is loaded: nrl_patches was not imported there, or its file ", 1),
+        ("torch", {"NRL_PATCHES": "0"}, "no record: NRL_PATCHES=0 in its environment", 0),
+        ("torch", {"AUTOWRAPT_BOOTSTRAP": "a, nrl_patches.startup"}, "no record: under `nrl-patches run`, and no ", 0),
+        ("json", {}, "no record: nrl_patches was not imported there, or its file descriptors were closed since", 0),
+    ],
+)
+def test_a_child_without_the_patches(copy, imports, environ, problem, code):
+    # multiprocessing's resource tracker and Ray's agents are Python too, and have no use for them.
+    with job(copy, UNPATCHED.format(imports=imports, environ={"HOME": "/", **environ})) as process:
+        child = int(line(process))
+        done = asked(copy, "--children", "--pid", process.pid)
+        assert f"\n  {problem}" in done.stdout
+        assert done.returncode == code
+        assert asked(copy, "--pid", process.pid).returncode == 0
+        assert asked(copy, "--pid", child).returncode == 1
+        diagnosis = copy.run("nrl_patches", "doctor", "--children", "--pid", str(process.pid))
+        assert (f"problem: process {child} (" in diagnosis.stdout) == (code == 1), diagnosis.stdout
+
+
 def test_switched_off(copy):
     with job(copy, "import nrl_patches", NRL_PATCHES="0") as process:
         line(process)
@@ -519,7 +553,8 @@ def test_an_error_that_says_what_to_do_is_logged_as_it_is(copy, entry):
     assert "without any patch" not in line
 
 
-def test_children_needs_a_process(copy):
-    done = asked(copy, "--children")
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_children_needs_a_process(copy, command):
+    done = copy.run("nrl_patches", command, "--children")
     assert done.returncode == 2
     assert "--children needs --pid" in done.stderr

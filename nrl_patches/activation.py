@@ -7,7 +7,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from types import ModuleType
 
@@ -41,11 +41,13 @@ class Activation:
 
     Attributes:
         on_change: Called after statuses have changed.
+        on_status: Called with what was remembered and what was found instead, whenever :meth:`status` is asked.
     """
 
     def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
         self.registry = registry
         self.on_change: Callable[[], None] = lambda: None
+        self.on_status: Callable[[list[Status], dict[str, Status]], None] = lambda _remembered, _found: None
         self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
         self._environ = environ
         self._records = {patch.id: Record() for patch in registry}
@@ -87,17 +89,18 @@ class Activation:
         is noticed here at the latest, and its patch applied.
         """
         self._catch_up()
+        remembered = self.remembered()
         statuses = {patch.id: self._status(patch) for patch in self.registry}
         for broken in self.registry.broken:
             trace = "".join(traceback.format_exception(broken.error))
             statuses[broken.id] = Status(broken.id, State.FAILED, str(broken), (), trace)
+        self.on_status(remembered, statuses)
         return dict(sorted(statuses.items()))
 
-    def remembered(self) -> Iterator[tuple[str, State, str, tuple[str, ...]]]:
-        """Yield id, state, reason and notes of every patch as of its last change; cheaper than :meth:`status`."""
-        for patch in self.registry:
-            record = self._records[patch.id]
-            yield patch.id, record.state, record.reason or record.awaits(patch), record.notes
+    def remembered(self) -> list[Status]:
+        """Return every status as of its last change: cheaper than :meth:`status`, and without tracebacks."""
+        records = [(patch, self._records[patch.id]) for patch in self.registry]
+        return [Status(p.id, r.state, r.reason or f"not decided yet: {r.awaits(p)}", r.notes) for p, r in records]
 
     def undo(self, *ids: str) -> Undone:
         """Put back exactly what was there before the patches were applied.

@@ -18,10 +18,10 @@ from types import ModuleType
 from typing import Any
 
 from nrl_patches.errors import FailedError, explain_problem
-from nrl_patches.hooks import call_when_executed, withdraw
+from nrl_patches.hooks import call_when_executed
 from nrl_patches.modules import process_module
 
-__all__ = ["activation_path", "cover_children", "parent_version", "uncover_children"]
+__all__ = ["activation_path", "cover_children", "parent_version"]
 
 logger = logging.getLogger("nrl_patches")
 
@@ -47,12 +47,18 @@ except Exception as error:
         raise
     import logging
     logging.getLogger("nrl_patches").error(missing, os.getpid(), sys.executable, type(error).__name__, error)
+    try:
+        from nrl_patches_startup import keep_failure
+        keep_failure("multiprocessing", error)
+    except Exception:
+        pass
 """
 """What a child executes, as text: nothing of this package may be needed to say that this package is missing there.
 
 The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set anew
 because a fork server hands down the one that it was started with, and what is undone in the parent is undone here even
-if that server has imported the package itself. The version found here may be another.
+if that server has imported the package itself. The version found here may be another, and so may what is installed
+beside it: a failure is left for ``nrl-patches status --pid`` only where that is possible.
 """
 
 _MISSING = explain_problem(
@@ -137,19 +143,9 @@ def cover_children(
         setattr(get_preparation_data, _MARK, original)
         spawn.get_preparation_data = get_preparation_data  # type: ignore[attr-defined]
 
-    if not _replacements:
-        _replacements.append(replace)
+    if not _hooks:
+        _hooks.append(replace)
         call_when_executed("multiprocessing.spawn", replace)
 
 
-def uncover_children() -> None:
-    """Put back what :func:`cover_children` replaced, unless somebody else has replaced it since."""
-    while _replacements:
-        withdraw(_replacements.pop())
-    spawn = sys.modules.get("multiprocessing.spawn")
-    original = getattr(getattr(spawn, "get_preparation_data", None), _MARK, None)
-    if spawn is not None and original is not None:
-        spawn.get_preparation_data = original  # type: ignore[attr-defined]
-
-
-_replacements: list[Callable[[ModuleType], None]] = []
+_hooks: list[Callable[[ModuleType], None]] = []

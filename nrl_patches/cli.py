@@ -54,9 +54,11 @@ def list_patches() -> None:
 def status(*, as_json: bool, pids: tuple[int, ...], children: bool) -> None:
     """Print what becomes of every patch here: by the installed versions, before anything is imported.
 
-    With --pid print what has become of them in running processes instead.
+    With --pid print what has become of them in running processes instead, as these knew it at the last change of a
+    status, or when they last asked for it themselves.
 
-    Exits with 1 if a patch has drifted or failed, or if a process named by --pid cannot tell.
+    Exits with 1 if a patch has drifted or failed, if a process named by --pid cannot tell, or if a child of it runs
+    without patches although it has loaded torch.
     """
     if children and not pids:
         raise click.UsageError("--children needs --pid")
@@ -81,7 +83,7 @@ def _status_of(pids: tuple[int, ...], *, children: bool, as_json: bool) -> int:
         click.echo(json.dumps([dataclasses.asdict(process) for process in found], indent=2))
     else:
         click.echo("\n".join(map(str, found)))
-    # A helper among the children may well do without; a process that was named should not.
+    # A helper among the children may well do without, unless it is one that has use for them.
     untold = any(process.problem for process in found if process.pid in pids)
     return int(untold or any(is_in_trouble(process) for process in found))
 

@@ -10,16 +10,20 @@ import sys
 import click
 
 from nrl_patches import doctor as checks
+from nrl_patches.running import descendants
 
 __all__ = ["doctor"]
 
 
 @click.command()
 @click.option("--python", "pythons", multiple=True, metavar="PATH", help="Look into this interpreter too.")
-@click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process too.")
+@click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process too; see `status --pid`.")
+@click.option("--children", is_flag=True, help="With --pid: ask all processes that it has started as well.")
 @click.option("--import", "modules", multiple=True, metavar="MODULE", help="Import it before nrl_patches, elsewhere.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects.")
-def doctor(*, pythons: tuple[str, ...], pids: tuple[int, ...], modules: tuple[str, ...], as_json: bool) -> None:
+def doctor(
+    *, pythons: tuple[str, ...], pids: tuple[int, ...], children: bool, modules: tuple[str, ...], as_json: bool
+) -> None:
     """Name what would leave a process of a job unpatched. Every option may be given several times.
 
     Looks at this environment and its variables. With --import, a framework is imported first, then nrl_patches, in a
@@ -27,6 +31,9 @@ def doctor(*, pythons: tuple[str, ...], pids: tuple[int, ...], modules: tuple[st
 
     Exits with 1 if something would leave a process unpatched.
     """
+    if children and not pids:
+        raise click.UsageError("--children needs --pid")
+    offspring = dict.fromkeys(child for pid in pids if children for child in descendants(pid) if child not in pids)
     other = checks.other_environment(os.environ)
     findings = [
         *checks.check_settings(os.environ),
@@ -40,6 +47,7 @@ def doctor(*, pythons: tuple[str, ...], pids: tuple[int, ...], modules: tuple[st
             for finding in checks.check_interpreter(python, os.environ)
         ),
         *(finding for pid in pids for finding in checks.check_pid(pid)),
+        *(finding for pid in offspring for finding in checks.check_pid(pid, named=False)),
         *checks.check_import(modules),
     ]
     if as_json:

@@ -14,23 +14,30 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import click
 
-__all__ = ["GROUP", "run"]
+from nrl_patches.activation import default_activation
+
+__all__ = ["GROUP", "NOT_EXECUTED", "VARIABLE", "covering", "run"]
 
 GROUP = "nrl_patches.startup"
 VARIABLE = "AUTOWRAPT_BOOTSTRAP"
 STARTUP = Path(__file__).parent / "startup"  # See the file in it.
+NOT_EXECUTED = "but its startup file is not executed: autowrapt is on the path, but not installed in site-packages"
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # As env(1) and the shells have it.
 
 _CHECK = f"""
 import importlib.metadata, importlib.util, sys
 missing = [name for name in ("autowrapt", "nrl_patches") if importlib.util.find_spec(name) is None]
-if not missing and not importlib.metadata.entry_points(group={GROUP!r}):
-    missing = ["entry points of nrl_patches: it is on the path, but not installed"]
-sys.exit(", ".join(missing) or 0)
+if missing:
+    sys.exit("no " + ", ".join(missing))
+if not importlib.metadata.entry_points(group={GROUP!r}):
+    sys.exit("no entry points of nrl_patches: it is on the path, but not installed")
+if "autowrapt.bootstrap" not in sys.modules:
+    sys.exit("autowrapt, {NOT_EXECUTED}")
 """
 
 
@@ -48,22 +55,20 @@ def run(command: tuple[str, ...]) -> None:
         raise _CannotRunError(
             f"{command[0]}: expected a command; found none of that name; next step: check PATH", _NOT_FOUND
         )
-    interpreter = interpreter_of(program)
+    # Off, there is nothing to be missed: whoever looks for the culprit of a failing job must be able to start it.
+    interpreter = interpreter_of(program) if default_activation().settings.enabled else None
     try:
         missing = missing_in(interpreter) if interpreter else ""
     except OSError as error:
         raise _CannotRunError(f"{program}: expected an interpreter; found {error}", _NOT_EXECUTABLE) from error
     if missing:
         raise _CannotRunError(
-            f"{interpreter}: expected nrl_patches and autowrapt; found no {missing}; "
-            f'next step: {interpreter} -m pip install "nrl-patches[run]"',
+            f"{interpreter}: expected nrl_patches and autowrapt; found {missing}; "
+            # -I, because to pip what is found on PYTHONPATH is installed already.
+            f'next step: {interpreter} -I -m pip install "nrl-patches[run]"',
             1,
         )
-    groups = [group.strip() for group in os.environ.get(VARIABLE, "").split(",") if group.strip()]
-    os.environ[VARIABLE] = ",".join(dict.fromkeys((*groups, GROUP)))
-    path = os.environ.get("PYTHONPATH", "")
-    if str(STARTUP) not in path.split(os.pathsep):
-        os.environ["PYTHONPATH"] = f"{STARTUP}{os.pathsep}{path}" if path else str(STARTUP)
+    os.environ.update(covering(os.environ))
     sys.stdout.flush()
     for ignored in (signal.SIGPIPE, signal.SIGXFSZ):  # By Python, for itself; what is ignored stays so across execv.
         signal.signal(ignored, signal.SIG_DFL)
@@ -73,6 +78,15 @@ def run(command: tuple[str, ...]) -> None:
         if error.errno == errno.ENOEXEC and b"\0" not in _beginning_of(program):
             os.execv("/bin/sh", ["sh", program, *command[1:]])  # noqa: S606 - without a first line, as execvp(3) has it
         raise _CannotRunError(f"{program}: expected a program; found {error}", _NOT_EXECUTABLE) from error
+
+
+def covering(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that put the patches into a program and what it starts, what is set already included."""
+    groups = [group.strip() for group in environ.get(VARIABLE, "").split(",") if group.strip()]
+    path = environ.get("PYTHONPATH", "")
+    if str(STARTUP) not in path.split(os.pathsep):
+        path = f"{STARTUP}{os.pathsep}{path}" if path else str(STARTUP)
+    return {VARIABLE: ",".join(dict.fromkeys((*groups, GROUP))), "PYTHONPATH": path}
 
 
 def interpreter_of(program: str) -> str | None:
@@ -88,11 +102,12 @@ def interpreter_of(program: str) -> str | None:
 
 
 def missing_in(interpreter: str) -> str:
-    """Return what an interpreter lacks for startup files of ours to work, as a phrase; empty if it lacks nothing."""
+    """Return what was found in place of all that startup files of ours need to work; empty if nothing is missing."""
     asked = [interpreter, "-c", _CHECK]
-    environ = {name: value for name, value in os.environ.items() if name != VARIABLE}
+    # Asked as the command will be started: autowrapt's startup file does nothing that shows without its variable.
+    environ = os.environ | covering(os.environ)
     done = subprocess.run(asked, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - see above
-    return (done.stderr.strip().splitlines() or ["answer to the question"])[-1] if done.returncode else ""
+    return (done.stderr.strip().splitlines() or ["no answer to the question"])[-1] if done.returncode else ""
 
 
 def _beginning_of(program: str) -> bytes:

@@ -19,7 +19,7 @@ from typing import Any
 
 import nrl_patches
 from nrl_patches.activation import default_activation
-from nrl_patches.cli_run import GROUP, VARIABLE
+from nrl_patches.cli_run import GROUP, NOT_EXECUTED, VARIABLE, covering
 from nrl_patches.running import look_into
 from nrl_patches.status import State
 
@@ -42,9 +42,10 @@ _HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
 """How the notes begin that leave nobody unpatched: another party was there first, and ours lies on top."""
 
 _ASK_INTERPRETER = f"""
-import importlib.metadata, importlib.util, json, os
+import importlib.metadata, importlib.util, json, os, sys
 found = {{"package": None, "version": None, "error": "", "plugins": []}}
 found["autowrapt"] = importlib.util.find_spec("autowrapt") is not None
+found["executed"] = "autowrapt.bootstrap" in sys.modules
 spec = importlib.util.find_spec("nrl_patches")
 if spec is not None:
     found["package"] = os.path.dirname(spec.origin or "")
@@ -129,10 +130,11 @@ def check_entry_points() -> list[Finding]:
 
 def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
     """Check that `nrl-patches run` works here, if this environment comes from it."""
-    if not _is_from_run(environ) or importlib.util.find_spec("autowrapt"):
+    if not _is_from_run(environ) or "autowrapt.bootstrap" in sys.modules:
         return []
-    step = f'{sys.executable} -m pip install "nrl-patches[run]"'
-    return [Finding(VARIABLE, f"that it asks for {GROUP}, but autowrapt is not installed here", step)]
+    lacking = NOT_EXECUTED if importlib.util.find_spec("autowrapt") else "but autowrapt is not installed here"
+    step = f'{sys.executable} -I -m pip install "nrl-patches[run]"'
+    return [Finding(VARIABLE, f"that it asks for {GROUP}, {lacking}", step)]
 
 
 def check_copies(path: Sequence[str]) -> list[Finding]:
@@ -154,7 +156,8 @@ def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
     """Check that another interpreter, for example that of a worker's virtual environment, has this version of us."""
     step = f'{python} -m pip install "nrl-patches=={nrl_patches.__version__}"'
     try:
-        answer = _ask(python, _ASK_INTERPRETER)
+        # Without its variable, autowrapt's startup file does nothing that shows.
+        answer = _ask(python, _ASK_INTERPRETER, **covering(os.environ))
     except (OSError, subprocess.SubprocessError, ValueError) as error:
         return [Finding(python, f"no answer: {_shown(error)}", "name a Python interpreter that works")]
     if answer["package"] is None:
@@ -167,10 +170,11 @@ def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
         findings.append(Finding(python, found, step))
     if PLUGIN not in answer["plugins"]:
         findings.append(Finding(python, "nrl_patches, but no entry point that vLLM could load", step))
-    if _is_from_run(environ) and not (answer["autowrapt"] and answer["startup"]):
-        lacking = "entry points for it" if answer["autowrapt"] else "autowrapt"
-        step = step.replace("nrl-patches==", "nrl-patches[run]==")
-        findings.append(Finding(python, f"that {VARIABLE} asks for {GROUP}, but no {lacking}", step))
+    if _is_from_run(environ) and not (answer["autowrapt"] and answer["startup"] and answer["executed"]):
+        lacking = NOT_EXECUTED if answer["startup"] else "but no entry points for it"
+        lacking = lacking if answer["autowrapt"] else "but no autowrapt"
+        step = step.replace("-m pip", "-I -m pip").replace("nrl-patches==", "nrl-patches[run]==")
+        findings.append(Finding(python, f"that {VARIABLE} asks for {GROUP}, {lacking}", step))
     return findings
 
 
@@ -183,10 +187,10 @@ def other_environment(environ: Mapping[str, str]) -> str | None:
     return str(python) if python.exists() else None
 
 
-def check_pid(pid: int) -> list[Finding]:
-    """Check what a running process tells of its patches."""
+def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
+    """Check what a running process tells of its patches; one that the user has not named may have nothing to tell."""
     process = look_into(pid)
-    if process.problem:
+    if process.problem and (named or process.unpatched):
         return [Finding(f"process {pid} ({process.command})", process.problem, "import nrl_patches there, and restart")]
     findings = []
     for record in process.records:
@@ -232,9 +236,9 @@ def _judge(subject: str, rows: Iterable[Sequence[Any]]) -> list[Finding]:
     return findings
 
 
-def _ask(python: str, script: str, *args: str) -> Any:
+def _ask(python: str, script: str, *args: str, **variables: str) -> Any:
     # Notes and warnings go to stderr; what a module prints when it is imported comes before the last line.
-    environ = {name: value for name, value in os.environ.items() if name != "NRL_PATCHES_STRICT"}
+    environ = {name: value for name, value in os.environ.items() if name != "NRL_PATCHES_STRICT"} | variables
     done = subprocess.run(  # noqa: S603 - interpreters that the user named, and scripts of ours
         [python, "-c", script, *args], env=environ, capture_output=True, text=True, timeout=_TIMEOUT, check=True
     )

@@ -5,15 +5,16 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from dataclasses import replace
 from pathlib import PurePath
-from typing import Any
 
 from nrl_patches.activation import Activation
 from nrl_patches.children import activation_path, cover_children, parent_version
 from nrl_patches.errors import explain_problem
 from nrl_patches.record import ProcessRecord
+from nrl_patches.replacement import PROCESS_LOCK
 from nrl_patches.settings import VARIABLES
-from nrl_patches.status import State
+from nrl_patches.status import State, Status
 
 __all__ = ["join"]
 
@@ -34,6 +35,13 @@ def join(activation: Activation, version: str) -> None:
     for note in notes:
         logger.warning("%s", note)
     record = ProcessRecord()
+    seen: dict[str, tuple[Status, Status]] = {}  # What was remembered of a patch, and was found to be otherwise.
+
+    def statuses() -> list[Status]:
+        # As they are remembered: looking anew is left to those who want to know, and counts until the next change.
+        broken = [Status(file.id, State.FAILED, str(file)) for file in activation.registry.broken]
+        looked = [(status, seen.get(status.id, (None, status))) for status in activation.remembered()]
+        return broken + [found if status == then else status for status, (then, found) in looked]
 
     def publish() -> None:
         record.publish(
@@ -43,25 +51,27 @@ def join(activation: Activation, version: str) -> None:
                 "activated_by": activation_path(),
                 "strict": activation.settings.strict,
                 "notes": notes,
-                "statuses": _statuses(activation),
+                "statuses": [
+                    {"id": s.id, "state": str(s.state), "reason": s.reason, "notes": s.notes} for s in statuses()
+                ],
             }
         )
 
-    def disabled() -> dict[str, str]:
-        return {s["id"]: s["reason"] for s in _statuses(activation) if s["state"] == State.DISABLED}
+    def see(remembered: list[Status], found: dict[str, Status]) -> None:
+        with PROCESS_LOCK:
+            before = statuses()
+            seen.update({s.id: (s, replace(found[s.id], traceback="")) for s in remembered})
+            if statuses() != before:
+                publish()
 
-    activation.on_change = publish
-    publish()
+    def disabled() -> dict[str, str]:
+        return {s.id: s.reason for s in activation.remembered() if s.state is State.DISABLED}
+
+    with PROCESS_LOCK:  # Another thread may be importing a target already.
+        activation.on_change, activation.on_status = publish, see
+        publish()
     variables = (*VARIABLES, *dict.fromkeys(patch.opt_out for patch in activation.registry))
     cover_children(version, disabled, variables, strict=activation.settings.strict)
-
-
-def _statuses(activation: Activation) -> list[dict[str, Any]]:
-    # As they are remembered: asking for versions and for other parties is left to those who want to know.
-    return [
-        {"id": patch_id, "state": str(state), "reason": reason, "notes": notes}
-        for patch_id, state, reason, notes in activation.remembered()
-    ]
 
 
 def _explain_parent(version: str) -> list[str]:

@@ -37,7 +37,7 @@ def runtime_env(base: Mapping[str, Any] | None = None) -> dict[str, Any]:
         SettingsError: ``base`` has a setup hook of its own. Ray runs only one.
     """
     merged = dict(base or {})
-    if merged.get(_HOOK_FIELD, _HOOK) != _HOOK:
+    if merged.get(_HOOK_FIELD) not in (None, _HOOK):
         raise SettingsError(
             explain_problem(
                 _HOOK_FIELD,

@@ -9,12 +9,26 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from nrl_patches.cli_run import GROUP, VARIABLE
 from nrl_patches.record import NAME
 
 __all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
 
 _PROC = Path("/proc")
 _ATTEMPTS = 5
+_FIELDS = {
+    "pid": int,
+    "version": str,
+    "package": str,
+    "activated_by": str,
+    "strict": bool,
+    "notes": list,
+    "failure": str,
+    "statuses": list,
+}
+"""What a record may have, by name; nothing else is told."""
+_REQUIRED = {"pid", "activated_by", "statuses"}
+_ROW = ("id", "state", "reason", "notes")
 
 
 @dataclass(frozen=True)
@@ -26,12 +40,14 @@ class Running:
         command: Its command line.
         records: What each copy of nrl_patches in it tells; mostly one.
         problem: Why there is no record; empty if there is one.
+        unpatched: Whether that leaves something unpatched: torch, without which no target is imported, is loaded there.
     """
 
     pid: int
     command: str
     records: tuple[dict[str, Any], ...] = ()
     problem: str = ""
+    unpatched: bool = False
 
     def __str__(self) -> str:
         """Return everything, as lines for people."""
@@ -42,6 +58,9 @@ class Running:
             package = f" in {record['package']}" if "package" in record else ""
             lines.append(
                 f"  nrl_patches {record.get('version', '?')}{package}, activated by {record['activated_by']}{strict}"
+            )
+            lines += ["  as of its last change, or of the last call of nrl_patches.status() there"] * bool(
+                record["statuses"]
             )
             lines += [f"  {note}" for note in record.get("notes", ())]
             lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
@@ -57,16 +76,17 @@ def look_into(pid: int) -> Running:
     folder = _PROC / str(pid)
     if not _PROC.joinpath("self", "fd").exists():
         return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
+    command = "?"
     try:
         command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
         command = command or folder.joinpath("comm").read_text().strip()
         records = tuple(_explain_copy(record, pid) for record in _records(folder))
-        problem = "" if records else _explain_absence(folder)
+        problem, unpatched = ("", False) if records else _explain_absence(folder)
     except (FileNotFoundError, ProcessLookupError):
         return Running(pid, "?", problem="there is no such process")
     except PermissionError:
         return Running(pid, command, problem="cannot be looked into: it belongs to another user")
-    return Running(pid, command, records, problem)
+    return Running(pid, command, records, problem, unpatched)
 
 
 def descendants(pid: int) -> list[int]:
@@ -84,8 +104,8 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_in_trouble(process: Running) -> bool:
-    """Whether a patch has drifted or failed in a process, or nrl_patches itself could not be imported."""
-    return any(
+    """Whether a patch has drifted or failed in a process, or nrl_patches could not be imported or is missing there."""
+    return process.unpatched or any(
         record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
         for record in process.records
     )
@@ -103,38 +123,59 @@ def _read(link: Path) -> dict[str, Any] | None:
         if str(link.readlink()).removesuffix(" (deleted)") != f"/memfd:{NAME}":
             return None
         for _ in range(_ATTEMPTS):
-            with suppress(ValueError, TypeError, KeyError):  # In the middle of a change, or not of our making.
-                record: dict[str, Any] = json.loads(link.read_bytes())
-                _ = record["pid"], record["activated_by"], [_row(status) for status in record["statuses"]]
-                if record["change"] == record["complete"]:
-                    return record
+            with suppress(ValueError, RecursionError):  # In the middle of a change, or not of our making.
+                record = json.loads(link.read_bytes())
+                if _is_whole(record):
+                    rows = [{name: row[name] for name in _ROW} for row in record["statuses"]]
+                    return {name: record[name] for name in _FIELDS if name in record} | {"statuses": rows}
     return None
 
 
-def _row(status: dict[str, Any]) -> tuple[str, str, str, tuple[str, ...]]:
-    return status["id"], status["state"], status["reason"], tuple(status["notes"])
+def _is_whole(record: Any) -> bool:
+    # Anybody may make a file of that name, with anything in it.
+    if not isinstance(record, dict) or record.get("change") != record.get("complete", object()):
+        return False
+    known = all(isinstance(record[name], kind) for name, kind in _FIELDS.items() if name in record)
+    if not known or not record.keys() >= _REQUIRED or not _are_texts(record.get("notes", [])):
+        return False
+    return all(
+        isinstance(row, dict)
+        and isinstance(row.get("notes"), list)
+        and _are_texts([*row["notes"], *(row.get(name) for name in _ROW if name != "notes")])
+        for row in record["statuses"]
+    )
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
 
 
 def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
     own = _status_field(_PROC / str(pid), "NSpid")  # Its number in each of its namespaces.
-    if not own or str(record["pid"]) in own:
+    # An import that failed in the parent has failed for its forked children too.
+    if not own or str(record["pid"]) in own or record.get("failure"):
         return record
     note = f"this is the record of process {record['pid']}: the process was forked from it unnoticed by Python"
     return {**record, "notes": [*record.get("notes", ()), note]}
 
 
-def _explain_absence(folder: Path) -> str:
-    environ = folder.joinpath("environ").read_bytes().split(b"\0")
-    for setting in environ:
-        if setting.startswith(b"NRL_PATCHES=") and setting.partition(b"=")[2].strip().lower() in _OFF:
-            return "no record: NRL_PATCHES=0 in its environment"
-    return "no record: nrl_patches was not imported there, or its file descriptors were closed since"
+def _explain_absence(folder: Path) -> tuple[str, bool]:
+    settings = [setting.partition(b"=") for setting in folder.joinpath("environ").read_bytes().split(b"\0")]
+    environ = {name: value.strip() for name, _, value in settings}
+    if environ.get(b"NRL_PATCHES", b"").lower() in _OFF:
+        return "no record: NRL_PATCHES=0 in its environment", False
+    if GROUP.encode() in environ.get(VARIABLE.encode(), b"").replace(b" ", b"").split(b","):
+        return "no record: under `nrl-patches run`, and no package with a target was imported there", False
+    # Shells, multiprocessing's own helpers and Ray's agents do without us, and are no problem.
+    if b"/libtorch_python." in folder.joinpath("maps").read_bytes():
+        return f"no record, though torch is loaded: {_NOT_IMPORTED}", True
+    return f"no record: {_NOT_IMPORTED}", False
 
 
 def _parent_of(folder: Path) -> int:
     try:
         (number,) = _status_field(folder, "PPid")
-    except (FileNotFoundError, ProcessLookupError):  # It has ended meanwhile.
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # It has ended meanwhile, or is hidden from us.
         return 0
     return int(number)
 
@@ -146,4 +187,5 @@ def _status_field(folder: Path, name: str) -> list[str]:
     return []
 
 
+_NOT_IMPORTED = "nrl_patches was not imported there, or its file descriptors were closed since"
 _OFF = (b"0", b"false", b"no", b"off")

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["ray_worker", "startup", "vllm_plugin"]
+__all__ = ["keep_failure", "ray_worker", "startup", "vllm_plugin"]
 
 failure = ""
 """The traceback of the import of nrl_patches, where that failed here; empty otherwise."""
@@ -94,22 +94,43 @@ def _is_strict() -> bool:
 
 
 def _report(path: str, error: Exception) -> None:
-    import json  # noqa: PLC0415
     import logging  # noqa: PLC0415
+
+    if failure:
+        return
+    keep_failure(path, error)
+    said = str(error)
+    if "; next step: " not in said:  # Errors of ours have a better one.
+        said = (
+            f"nrl_patches ({path}): expected to be imported; found {type(error).__name__}: {said}; "
+            "next step: reinstall nrl-patches in this environment"
+        )
+    consequence = "" if _is_strict() else "; this process runs without any patch"
+    logging.getLogger("nrl_patches").error("%s%s", said, consequence)
+
+
+def keep_failure(path: str, error: Exception) -> None:
+    """Keep the failed import of nrl_patches where this process can be asked about it. Acts once.
+
+    Args:
+        path: The word for what imported it, see the README.
+        error: What the import raised.
+    """
+    import json  # noqa: PLC0415
     import os  # noqa: PLC0415
     import traceback  # noqa: PLC0415
     from contextlib import suppress  # noqa: PLC0415
 
-    global failure  # noqa: PLW0603 - where a process can be asked about it; others read the record, see record.py
-    if not failure:
-        failure = "".join(traceback.format_exception(error))
-        logging.getLogger("nrl_patches").error(
-            "nrl_patches (%s): expected to be imported; found %s: %s; next step: reinstall nrl-patches in "
-            "this environment; this process runs without any patch",
-            path,
-            type(error).__name__,
-            error,
-        )
-        record = {"change": 1, "pid": os.getpid(), "activated_by": path, "failure": failure, "statuses": []}
-        with suppress(OSError, AttributeError):  # Where there are no files in memory, the log has said it.
-            os.write(os.memfd_create("nrl_patches-1", os.MFD_CLOEXEC), json.dumps({**record, "complete": 1}).encode())
+    global failure  # noqa: PLW0603 - for the process itself; others read the record, see record.py
+    if failure:
+        return
+    failure = "".join(traceback.format_exception(error))
+    record = {"change": 1, "pid": os.getpid(), "activated_by": path, "failure": failure, "statuses": [], "complete": 1}
+    with suppress(OSError, AttributeError, ImportError):  # Where there are no files in memory, the log has to do.
+        from fcntl import F_DUPFD_CLOEXEC, fcntl  # noqa: PLC0415
+
+        made = os.memfd_create("nrl_patches-1", os.MFD_CLOEXEC)
+        try:  # 0 to 2 are for others, even where they are closed now.
+            os.write(fcntl(made, F_DUPFD_CLOEXEC, 3), json.dumps(record).encode())
+        finally:
+            os.close(made)

@@ -5,6 +5,9 @@ every interpreter: several times what a bare interpreter takes. ``nrl-patches ru
 ``PYTHONPATH``; here that registration is put off until one of the packages that it is about is looked for. Where this
 file is not executed (``python -I``), autowrapt does its work at once, and only the time is lost.
 
+Another interpreter among the children of a job may lack autowrapt, or the package. This file is executed there too,
+and says so when a target is imported.
+
 Executed by any Python that a job starts, from 3.6 on, before everything else: it needs next to nothing, and
 leaves no trace on the path.
 """
@@ -15,8 +18,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+GROUP = "nrl_patches.startup"
 PACKAGES = ("nemo_automodel", "transformers", "vllm")
-"""Those of the entry point group ``nrl_patches.startup``; a test holds the two against each other."""
+"""Those of that entry point group; a test holds the two against each other."""
 
 
 class _Finder:
@@ -24,6 +28,7 @@ class _Finder:
 
     def __init__(self, register: "Callable[[], None]") -> None:
         self.register = register
+        self.problem = None  # type: Exception | None
 
     def find_spec(self, name: str, _path: object = None, _target: object = None) -> object:
         if name not in PACKAGES or self not in sys.meta_path:  # type: ignore[comparison-overlap]
@@ -32,34 +37,83 @@ class _Finder:
             sys.meta_path.remove(self)  # type: ignore[arg-type]
         except ValueError:  # Another thread was faster.
             return None
-        try:
-            self.register()
-        except Exception as error:
-            from os import environ  # noqa: PLC0415
-
-            if environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on"):
-                raise
-            sys.stderr.write(
-                "nrl_patches (startup): expected autowrapt to register its hooks; "
-                f"found {type(error).__name__}: {error}; "
-                "next step: reinstall nrl-patches[run] in this environment; this process may run without any patch\n"
-            )
+        if self.problem is None:
+            try:
+                _check_autowrapt()
+                self.register()
+                _check_entry_points()
+            except Exception as error:  # noqa: BLE001 - the host's import goes on, whatever is wrong
+                self.problem = error
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415
 
-        return find_spec(name)
+        spec = find_spec(name)
+        if self.problem is None:
+            return spec
+        from os import environ  # noqa: PLC0415
+
+        strict = environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on")
+        if strict or spec is None:  # Whoever catches the error may try again. Many look for what they do without.
+            sys.meta_path.insert(0, self)  # type: ignore[arg-type]
+        if spec is not None:
+            _report(self.problem, strict)
+        return spec
+
+
+class _LackingError(Exception):
+    """Says what this interpreter lacks for startup files of ours to work."""
+
+
+def _check_autowrapt() -> None:
+    if "autowrapt.bootstrap" in sys.modules:
+        return
+    from importlib.util import find_spec  # noqa: PLC0415
+
+    if find_spec("autowrapt") is None:
+        raise _LackingError("no autowrapt")
+    raise _LackingError("autowrapt, but its startup file is not executed: it is not installed in site-packages")
+
+
+def _check_entry_points() -> None:
+    from importlib.metadata import entry_points  # noqa: PLC0415
+
+    if not entry_points(group=GROUP):
+        raise _LackingError("autowrapt, but no entry points of nrl-patches")
+
+
+def _report(problem: Exception, strict: bool) -> None:  # noqa: FBT001 - nobody else calls it
+    found = str(problem) if isinstance(problem, _LackingError) else f"{type(problem).__name__}: {problem}"
+    # -I, because to pip what is found on PYTHONPATH is installed already.
+    message = (
+        f"nrl_patches (startup): {sys.executable}: expected autowrapt to register its hooks; found {found}; "
+        f'next step: {sys.executable} -I -m pip install "nrl-patches[run]"'
+    )
+    if strict:  # No ImportError, which hosts may take for a missing package of theirs.
+        raise RuntimeError(message) from problem
+    from contextlib import suppress  # noqa: PLC0415
+
+    with suppress(Exception):  # There may be no stderr, or a closed one.
+        sys.stderr.write(f"{message}; this process may run without any patch\n")
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def _put_off() -> None:
     from os import environ  # noqa: PLC0415
 
+    asked = environ.get("AUTOWRAPT_BOOTSTRAP", "")
+    if GROUP not in [group.strip() for group in asked.split(",")]:
+        return
     autowrapt = sys.modules.get("autowrapt.bootstrap")
     register = getattr(autowrapt, "register_bootstrap_functions", None)
-    # Other groups than ours are none of our business.
-    if autowrapt and register and environ.get("AUTOWRAPT_BOOTSTRAP") == "nrl_patches.startup":
-        autowrapt.register_bootstrap_functions = lambda: None  # type: ignore[attr-defined]
-        if environ.get("NRL_PATCHES", "").strip().lower() not in ("0", "false", "no", "off"):
-            sys.meta_path.insert(0, _Finder(register))  # type: ignore[arg-type]
+    if register is None or asked != GROUP:  # Other groups than ours are none of our business.
+        register = _do_nothing
+    else:
+        autowrapt.register_bootstrap_functions = _do_nothing  # type: ignore[union-attr]
+    if environ.get("NRL_PATCHES", "").strip().lower() not in ("0", "false", "no", "off"):
+        sys.meta_path.insert(0, _Finder(register))  # type: ignore[arg-type]
 
 
 _put_off()

@@ -218,21 +218,19 @@ child("spawn")
     assert told == {"count": 1, "activated_by": None}
 
 
-def test_replaced_once_and_put_back(copy):
+def test_replaced_once_and_again_when_the_module_is_executed_again(copy):
     code = """
 import multiprocessing.spawn as spawn, importlib
 before = spawn.get_preparation_data
 import nrl_patches
-from nrl_patches.children import cover_children, uncover_children
+from nrl_patches.children import cover_children
 ours = spawn.get_preparation_data
 assert ours is not before
 cover_children("1", dict, (), strict=False)
 importlib.reload(nrl_patches)
 assert spawn.get_preparation_data is ours
-uncover_children()
-assert spawn.get_preparation_data is before
 importlib.reload(spawn)
-assert not hasattr(spawn.get_preparation_data, "_nrl_patches_original")
+assert "nrl_patches" in spawn.get_preparation_data("x")
 """
     done = copy.python("-c", code)
     assert done.returncode == 0, done.stderr
@@ -268,9 +266,6 @@ import nrl_patches
 ours = spawn.get_preparation_data
 spawn.get_preparation_data = lambda name: {**ours(name), "theirs": 1}
 child("spawn")
-from nrl_patches.children import uncover_children
-uncover_children()
-assert spawn.get_preparation_data("x")["theirs"] == 1
 """
     (told,), _ = children(copy, main)
     assert told["count"] == 2

@@ -37,7 +37,8 @@ def _installed(copy, monkeypatch):
     text = f"Metadata-Version: 2.1\nName: nrl-patches\nVersion: {__version__}\n"
     copy.write(f"nrl_patches-{__version__}.dist-info/METADATA", text)
     plugin = "[vllm.general_plugins]\nnrl-patches = nrl_patches_startup:vllm_plugin\n"
-    copy.write(f"nrl_patches-{__version__}.dist-info/entry_points.txt", plugin)
+    startup = "[nrl_patches.startup]\nvllm = nrl_patches_startup:startup\n"
+    copy.write(f"nrl_patches-{__version__}.dist-info/entry_points.txt", plugin + startup)
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
 
@@ -102,14 +103,29 @@ def test_a_patch_file_that_cannot_be_loaded(copy):
 
 
 def test_autowrapt_asked_for_but_missing(copy):
-    blocked = (
-        "import importlib.util as u\nfind = u.find_spec\nu.find_spec = lambda n: None if n == 'autowrapt' else find(n)"
-    )
+    blocked = """
+import importlib.util as u, sys
+find = u.find_spec
+u.find_spec = lambda n: None if n == "autowrapt" else find(n)
+sys.modules.pop("autowrapt.bootstrap", None)
+"""
     copy.write("sitecustomize.py", blocked)
     assert doctor(copy) == ([], 0)
     finding = only(copy, AUTOWRAPT_BOOTSTRAP="mine,nrl_patches.startup")
     assert finding["subject"] == "AUTOWRAPT_BOOTSTRAP"
     assert "autowrapt is not installed" in finding["found"]
+
+
+def test_autowrapt_whose_startup_file_is_not_executed(copy):
+    copy.write("sitecustomize.py", "import sys\nsys.modules.pop('autowrapt.bootstrap', None)")
+    finding = only(copy, AUTOWRAPT_BOOTSTRAP="nrl_patches.startup")
+    assert finding["subject"] == "AUTOWRAPT_BOOTSTRAP"
+    assert "but its startup file is not executed: autowrapt is on the path, but not installed in" in finding["found"]
+    (here, other), _ = doctor(copy, "--python", sys.executable, AUTOWRAPT_BOOTSTRAP="nrl_patches.startup")
+    assert here == finding
+    assert other["subject"] == sys.executable
+    assert "asks for nrl_patches.startup, but its startup file is not executed: " in other["found"]
+    assert f'{sys.executable} -I -m pip install "nrl-patches[run]==' in other["next_step"]
 
 
 def test_two_versions_on_the_path(copy):
@@ -183,16 +199,23 @@ def test_an_environment_in_which_the_import_fails(copy, tmp_path):
     assert finding["found"] == "that importing nrl_patches raises ModuleNotFoundError: no wrapt"
 
 
-@pytest.mark.parametrize(("autowrapt", "lacking"), [(False, "autowrapt"), (True, "entry points for it")])
-def test_an_environment_that_run_cannot_reach(copy, tmp_path, autowrapt, lacking):
+@pytest.mark.parametrize(
+    ("autowrapt", "startup", "lacking"),
+    [
+        (False, True, "no autowrapt"),
+        (True, False, "no entry points for it"),
+        (True, True, "its startup file is not executed: autowrapt is on the path, but not installed in site-packages"),
+    ],
+)
+def test_an_environment_that_run_cannot_reach(copy, tmp_path, autowrapt, startup, lacking):
     other = tmp_path / "python"
     answer = {"package": "/x", "version": __version__, "error": "", "plugins": ["nrl-patches"]}
-    answer |= {"autowrapt": autowrapt, "startup": not autowrapt}
+    answer |= {"autowrapt": autowrapt, "startup": startup, "executed": False}
     other.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
     other.chmod(0o755)
     assert doctor(copy, "--python", other) == ([], 0)
     finding = only(copy, "--python", other, AUTOWRAPT_BOOTSTRAP="nrl_patches.startup")
-    assert finding["found"] == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but no {lacking}"
+    assert finding["found"] == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but {lacking}"
     assert "nrl-patches[run]==" in finding["next_step"]
 
 

@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
+from pathlib import Path
 
 import pytest
 from package_copy import Copy
@@ -76,6 +78,102 @@ def test_it_follows_every_change(copy):
             process.stdin.flush()
 
 
+def steps(process):
+    """Run what a process does between its lines ``next``; yield its only record each time."""
+    while line(process) == "next":
+        yield told(process.pid)
+        process.stdin.write("\n")
+        process.stdin.flush()
+
+
+STEP = """
+    import nrl_patches
+    def step(): print("next", flush=True); sys.stdin.readline()
+"""
+
+
+def test_what_the_process_finds_out_when_it_looks(copy):
+    code = """
+        import standin.core
+        ours = standin.core.count
+        standin.core.count = lambda: 1
+        step()
+        assert nrl_patches.status()["standin.count"].state == "drifted"
+        step()
+        standin.core.count = ours
+        assert nrl_patches.status()["standin.count"].state == "applied"
+        step()
+        standin.core.count = lambda: 1
+        nrl_patches.status()
+        standin.core.count = ours
+        nrl_patches.undo()
+        step()
+    """
+    with job(copy, textwrap.dedent(STEP) + textwrap.dedent(code)) as process:
+        found = [(record["statuses"][0]["state"], record["statuses"][0]["reason"]) for record in steps(process)]
+    assert [state for state, _ in found] == ["applied", "drifted", "applied", "disabled"]
+    assert found[1][1] == "standin.core:count was replaced since by __main__.<lambda>"
+
+
+def test_what_has_not_been_decided_yet(copy):
+    copy.patch("absent", affected="absent<2", target="absent.core:count", opt_out="NRL_DISABLE_ABSENT")
+    with job(copy, textwrap.dedent(STEP) + "step()\nnrl_patches.status()\nstep()") as process:
+        before, after = ({s["id"]: (s["state"], s["reason"]) for s in r["statuses"]} for r in steps(process))
+    assert before == {
+        "standin.absent": ("pending", "not decided yet: waits for the import of absent.core"),
+        "standin.count": ("pending", "not decided yet: waits for the import of standin.core"),
+    }
+    assert after == {
+        "standin.absent": ("not-installed", "absent is not installed"),
+        "standin.count": ("pending", "standin 1.0 is in standin<2; waits for the import of standin.core"),
+    }
+
+
+def test_a_look_that_finds_nothing_new_writes_nothing(copy):
+    copy.patch(fix="raise LookupError")
+    code = """
+        import os
+        written = []
+        write = os.pwrite
+        os.pwrite = lambda *args: written.append(args) or write(*args)
+        import nrl_patches, standin.core
+        before = len(written)
+        for _ in range(3):
+            nrl_patches.status()
+        print(before, len(written) - before)
+    """
+    done = copy.python("-c", textwrap.dedent(code))
+    assert done.stdout == "2 0\n", done.stderr
+
+
+def test_what_is_found_while_another_thread_changes_it(copy):
+    # Of the two the change is the newer one.
+    code = """
+        import nrl_patches
+        activation = nrl_patches._activation
+        look = activation._status
+        def slow(patch):
+            found = look(patch)
+            import standin.core
+            return found
+        activation._status = slow
+        assert nrl_patches.status()["standin.count"].state == "pending"
+    """
+    with job(copy, code) as process:
+        line(process)
+        assert state(process.pid) == "applied"
+
+
+def test_a_patch_file_that_cannot_be_loaded(copy):
+    copy.write("nrl_patches/patches/standin/broken.py", "raise KeyError('mine')\n")
+    with job(copy, "import nrl_patches") as process:
+        line(process)
+        found = {status["id"]: status for status in told(process.pid)["statuses"]}
+        assert found["standin.broken"]["state"] == "failed"
+        assert found["standin.broken"]["reason"].endswith("KeyError: 'mine'")
+        assert asked(copy, "--pid", process.pid).returncode == 1
+
+
 def test_what_it_says(copy):
     with job(copy, "import nrl_patches, standin.core", NRL_PATCHES_STRICT="1") as process:
         line(process)
@@ -89,7 +187,10 @@ def test_what_it_says(copy):
         ]
         done = asked(copy, "--pid", process.pid)
         assert done.returncode == 0, done.stderr
-        assert f"  nrl_patches {__version__} in {copy.folder}/nrl_patches, activated by import, strict\n" in done.stdout
+        assert (
+            f"  nrl_patches {__version__} in {copy.folder}/nrl_patches, activated by import, strict\n"
+            "  as of its last change, or of the last call of nrl_patches.status() there\n"
+        ) in done.stdout
         assert "  applied       standin.count\n                standin 1.0 is in standin<2\n" in done.stdout
         (found,) = json.loads(asked(copy, "--json", "--pid", process.pid).stdout)
         assert (found["pid"], found["records"]) == (process.pid, [record])
@@ -110,11 +211,64 @@ def test_the_middle_of_a_change_is_not_told(copy, text):
         assert look_into(process.pid).records == ()
 
 
-@pytest.mark.parametrize("text", ["[]", "{}", '{"change": 1, "pid": 1, "complete": 1, "statuses": [{}]}'])
+WHOLE = '{"change": 1, "pid": 1, "activated_by": "x", "statuses": [%s], %s "complete": 1}'
+STRANGE = {
+    "a list": "[]",
+    "nothing": "{}",
+    "no activated_by": '{"change": 1, "pid": 1, "complete": 1, "statuses": []}',
+    "notes": WHOLE % ("", '"notes": 5,'),
+    "a note": WHOLE % ("", '"notes": [5],'),
+    "failure": WHOLE % ("", '"failure": 5,'),
+    "statuses": '{"change": 1, "pid": 1, "activated_by": "x", "complete": 1, "statuses": 5}',
+    "a status": WHOLE % ("5", ""),
+    "an empty status": WHOLE % ("{}", ""),
+    "a state": WHOLE % ('{"id": "x", "state": [], "reason": "", "notes": []}', ""),
+    "the notes of a status": WHOLE % ('{"id": "x", "state": "applied", "reason": "", "notes": 5}', ""),
+    "deep": "[" * 100_000,
+}
+
+
+@pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE)
 def test_a_record_that_is_not_of_our_making(copy, text):
-    with job(copy, f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})") as process:
+    code = f"fd = os.memfd_create({NAME!r})\nopen(fd, 'w', closefd=False).write(sys.stdin.readline())"
+    with job(copy, code) as process:
+        process.stdin.write(f"{text}\n")
+        process.stdin.flush()
         line(process)
         assert look_into(process.pid).records == ()
+        for command in ("status", "doctor"):
+            done = copy.run("nrl_patches", command, "--pid", str(process.pid))
+            assert (done.returncode, done.stderr) == (1, ""), done.stderr
+            assert "no record: nrl_patches was not imported there" in done.stdout
+
+
+def test_what_is_in_a_record_beside_what_is_ours_is_not_told(copy):
+    deep = '"x": ' + "[" * 500 + "]" * 500
+    status = '{"id": "x", "state": "applied", "reason": "", "notes": [], %s}' % deep  # noqa: UP031 - braces
+    with job(copy, f"os.write(os.memfd_create({NAME!r}), {(WHOLE % (status, f'{deep},')).encode()!r})") as process:
+        line(process)
+        assert asked(copy, "--json", "--pid", process.pid).returncode == 0
+
+
+@pytest.fixture
+def hidden(monkeypatch):
+    """Processes as /proc has them under hidepid=1: listed, and otherwise closed to other users."""
+    for name in ("read_bytes", "read_text"):
+        original = getattr(Path, name)
+
+        def read(self, *args, original=original, **kwargs):
+            if self.name in {"cmdline", "status"}:
+                raise PermissionError(1, "Operation not permitted")
+            return original(self, *args, **kwargs)
+
+        monkeypatch.setattr(Path, name, read)
+
+
+@pytest.mark.usefixtures("hidden")
+def test_processes_that_the_system_hides():
+    found = look_into(os.getpid())
+    assert (found.command, found.problem) == ("?", "cannot be looked into: it belongs to another user")
+    assert descendants(os.getpid()) == []
 
 
 def test_what_a_process_says_is_no_command_for_the_terminal():
@@ -202,11 +356,15 @@ def test_a_program_that_closes_every_file(copy):
         assert state(process.pid) == "applied"
 
 
-def test_it_takes_the_place_of_no_standard_stream(copy):
-    with job(copy, "os.close(2)\nimport nrl_patches\nprint(os.path.exists('/proc/self/fd/2'))") as process:
+@pytest.mark.parametrize("broken", [False, True])
+def test_it_takes_the_place_of_no_standard_stream(copy, broken):
+    if broken:
+        copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
+    code = "os.close(2)\nimport nrl_patches_startup\nnrl_patches_startup.vllm_plugin()"
+    with job(copy, f"{code}\nprint(os.path.exists('/proc/self/fd/2'))") as process:
         assert line(process) == "False"
         assert line(process) == "there"
-        assert state(process.pid) == "pending"
+        assert len(told(process.pid)["statuses"]) == 1 - broken
 
 
 def test_it_is_not_inherited_by_other_programs(copy):
@@ -229,6 +387,40 @@ def test_it_is_not_inherited_by_other_programs(copy):
         assert line(process) == "there"
 
 
+UNPATCHED = """
+    import subprocess
+    code = "import {imports}; print(flush=True); input()"
+    child = subprocess.Popen([sys.executable, "-I", "-c", code], stdin=-1, stdout=-1, env={environ})
+    child.stdout.readline()
+    import nrl_patches
+    print(child.pid, flush=True)
+    sys.stdin.read()
+    child.communicate()
+"""
+
+
+@pytest.mark.parametrize(
+    ("imports", "environ", "problem", "code"),
+    [
+        ("torch", {}, "no record, though torch is loaded: nrl_patches was not imported there, or its file ", 1),
+        ("torch", {"NRL_PATCHES": "0"}, "no record: NRL_PATCHES=0 in its environment", 0),
+        ("torch", {"AUTOWRAPT_BOOTSTRAP": "a, nrl_patches.startup"}, "no record: under `nrl-patches run`, and no ", 0),
+        ("json", {}, "no record: nrl_patches was not imported there, or its file descriptors were closed since", 0),
+    ],
+)
+def test_a_child_without_the_patches(copy, imports, environ, problem, code):
+    # multiprocessing's resource tracker and Ray's agents are Python too, and have no use for them.
+    with job(copy, UNPATCHED.format(imports=imports, environ={"HOME": "/", **environ})) as process:
+        child = int(line(process))
+        done = asked(copy, "--children", "--pid", process.pid)
+        assert f"\n  {problem}" in done.stdout
+        assert done.returncode == code
+        assert asked(copy, "--pid", process.pid).returncode == 0
+        assert asked(copy, "--pid", child).returncode == 1
+        diagnosis = copy.run("nrl_patches", "doctor", "--children", "--pid", str(process.pid))
+        assert (f"problem: process {child} (" in diagnosis.stdout) == (code == 1), diagnosis.stdout
+
+
 def test_switched_off(copy):
     with job(copy, "import nrl_patches", NRL_PATCHES="0") as process:
         line(process)
@@ -249,6 +441,31 @@ def test_a_problem_of_a_process_fails_the_command(copy):
         done = asked(copy, "--pid", process.pid)
         assert done.returncode == 1
         assert "  drifted       standin.count\n" in done.stdout
+
+
+def test_a_target_that_another_thread_imports_while_the_record_is_made(copy):
+    # A slow memfd_create stands for a switch of threads there.
+    code = """
+        import threading, time
+        entered = threading.Event()
+        make = os.memfd_create
+        def slow(*args):
+            if not entered.is_set():
+                entered.set()
+                time.sleep(1)
+            return make(*args)
+        os.memfd_create = slow
+        def other():
+            entered.wait()
+            import standin.core
+        thread = threading.Thread(target=other)
+        thread.start()
+        import nrl_patches
+        thread.join()
+    """
+    with job(copy, code) as process:
+        line(process)
+        assert state(process.pid) == "applied"
 
 
 def test_two_copies_in_one_process(copy, tmp_path):
@@ -284,7 +501,60 @@ def test_an_import_that_fails_is_told_by_the_entry_point(copy):
         assert "KeyError: 'half an upgrade'" in done.stdout
 
 
-def test_children_needs_a_process(copy):
-    done = asked(copy, "--children")
+def test_a_forked_child_shares_the_failed_import(copy):
+    copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
+    code = FORK.replace("import nrl_patches\n", "import nrl_patches_startup\n    nrl_patches_startup.vllm_plugin()\n")
+    with job(copy, code.replace("import standin.core", "")) as process:
+        record = told(int(line(process)))
+        assert record["failure"]
+        assert "notes" not in record
+
+
+def test_a_spawned_child_tells_of_its_failed_import(copy):
+    code = """
+import multiprocessing, os, sys
+
+def child(connection):
+    connection.recv()
+
+if __name__ == "__main__":
+    import nrl_patches
+    open("nrl_patches/errors.py", "w").write("raise KeyError('half an upgrade')")
+    context = multiprocessing.get_context("spawn")
+    theirs, ours = context.Pipe()
+    process = context.Process(target=child, args=(theirs,))
+    process.start()
+    print(process.pid, flush=True)
+    sys.stdin.readline()
+    ours.send(None)
+    process.join()
+"""
+    script = copy.write("job.py", code)
+    with job(copy, f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')") as process:
+        child = int(line(process))
+        deadline = time.monotonic() + 60
+        while not (found := look_into(child)).records and time.monotonic() < deadline:
+            time.sleep(0.05)
+        (record,) = found.records
+        assert record["activated_by"] == "multiprocessing"
+        assert record["failure"].rstrip().endswith("KeyError: 'half an upgrade'")
+        process.stdin.write("\n")
+        process.stdin.flush()
+        assert line(process) == "there"
+
+
+@pytest.mark.parametrize("entry", ["vllm_plugin()", "ray_worker()", "startup(None)"])
+def test_an_error_that_says_what_to_do_is_logged_as_it_is(copy, entry):
+    code = f"import nrl_patches_startup\ntry:\n    nrl_patches_startup.{entry}\nexcept Exception:\n    pass"
+    done = copy.python("-c", code, NRL_PATCHES_STRICT="1", NRL_PATCHES_DISABLE="typo")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("NRL_PATCHES_DISABLE: expected ")
+    assert line.count("next step: ") == 1
+    assert "without any patch" not in line
+
+
+@pytest.mark.parametrize("command", ["status", "doctor"])
+def test_children_needs_a_process(copy, command):
+    done = copy.run("nrl_patches", command, "--children")
     assert done.returncode == 2
     assert "--children needs --pid" in done.stderr

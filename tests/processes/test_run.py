@@ -1,11 +1,14 @@
 """``nrl-patches run``: programs whose code cannot be changed, and what they start."""
 
 import ast
+import importlib.util
 import os
+import shutil
 import signal
 import subprocess
 import sys
 import venv
+from pathlib import Path
 
 import pytest
 from releases import results, run_on
@@ -181,7 +184,23 @@ def test_an_environment_without_autowrapt(covered, bare, kind):
     done = run(covered, bare if kind == "interpreter" else script, **environ)
     assert done.returncode == 1
     assert f"{bare}: expected nrl_patches and autowrapt; found no autowrapt; next step: " in done.stderr
-    assert f'{bare} -m pip install "nrl-patches[run]"' in done.stderr
+    assert f'{bare} -I -m pip install "nrl-patches[run]"' in done.stderr
+
+
+def test_an_autowrapt_whose_startup_file_is_not_executed(covered, bare):
+    shutil.copytree(Path(importlib.util.find_spec("autowrapt").origin).parent, covered.folder / "autowrapt")
+    done = run(covered, bare, "-c", COUNT)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == (
+        f"Error: {bare}: expected nrl_patches and autowrapt; found autowrapt, but its startup file is not executed: "
+        "autowrapt is on the path, but not installed in site-packages; "
+        f'next step: {bare} -I -m pip install "nrl-patches[run]"\n'
+    )
+
+
+def test_an_environment_without_autowrapt_is_fine_where_nothing_is_to_be_patched(covered, bare):
+    done = run(covered, bare, "-c", COUNT, NRL_PATCHES="0")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
 def test_a_failing_import_fails_the_target_under_strict_only(covered):
@@ -231,6 +250,95 @@ def test_a_failing_registration_fails_the_target_under_strict_only(covered):
     (line,) = lenient.stderr.splitlines()
     assert "expected autowrapt to register its hooks; found AttributeError: " in line
     assert run(covered, sys.executable, "-c", COUNT, NRL_PATCHES_STRICT="1").returncode == 1
+
+
+@pytest.mark.parametrize("closing", ["exec 2>&-", ":"])
+def test_a_failing_registration_that_cannot_be_told_fails_nothing(covered, closing):
+    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:renamed\n")
+    code = f"import sys; sys.stderr and sys.stderr.close(); {COUNT}"
+    done = run(covered, "sh", "-c", f'{closing}; exec "$@"', "-", sys.executable, "-c", code)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+
+
+@pytest.fixture(scope="module")
+def lonely(tmp_path_factory):
+    """The interpreter of a virtual environment with autowrapt, and nothing of ours."""
+    folder = tmp_path_factory.mktemp("lonely")
+    venv.create(folder, symlinks=True)
+    (packages,) = folder.glob("lib/python*/site-packages")
+    for name in ("autowrapt", "wrapt"):
+        shutil.copytree(Path(importlib.util.find_spec(name).origin).parent, packages / name)
+    (packages / "autowrapt.pth").write_text("import autowrapt; autowrapt.init()\n")
+    return folder / "bin" / "python"
+
+
+def lacking(kind, copy, bare, lonely):
+    """Prepare a child's interpreter that lacks something; return it, and what is said of it."""
+    if kind == "autowrapt":
+        return bare, "found no autowrapt"
+    if kind == "its startup file":
+        shutil.copytree(Path(importlib.util.find_spec("autowrapt").origin).parent, copy.folder / "autowrapt")
+        return bare, "found autowrapt, but its startup file is not executed: it is not installed in site-packages"
+    (copy.folder / "beside-1.0.dist-info" / "entry_points.txt").unlink()
+    return lonely, "found autowrapt, but no entry points of nrl-patches"
+
+
+LACKING = pytest.mark.parametrize("kind", ["autowrapt", "its startup file", "our entry points"])
+
+
+def start_child(python, code):
+    return f"import subprocess, sys; sys.exit(subprocess.run([{str(python)!r}, '-c', {code!r}]).returncode)"
+
+
+@LACKING
+@pytest.mark.parametrize("groups", ["", "theirs"])
+def test_a_child_s_interpreter_that_lacks_something_says_so_when_it_imports_a_target(
+    covered, bare, lonely, kind, groups
+):
+    python, found = lacking(kind, covered, bare, lonely)
+    looks = "from importlib.util import find_spec; find_spec('vllm'); "
+    command = ("run", "--", sys.executable, "-c", start_child(python, looks + COUNT))
+    done = covered.run("nrl_patches", *command, AUTOWRAPT_BOOTSTRAP=groups)
+    assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line == (
+        f"nrl_patches (startup): {python}: expected autowrapt to register its hooks; {found}; "
+        f'next step: {python} -I -m pip install "nrl-patches[run]"; this process may run without any patch'
+    )
+
+
+@LACKING
+def test_and_fails_every_import_of_the_target_under_strict(covered, bare, lonely, kind):
+    python, found = lacking(kind, covered, bare, lonely)
+    code = f"""
+try:
+    import standin
+except RuntimeError:
+    print("refused", flush=True)
+{COUNT}
+"""
+    done = run(covered, sys.executable, "-c", start_child(python, code), NRL_PATCHES_STRICT="1")
+    assert (done.returncode, done.stdout) == (1, "refused\n"), done.stderr
+    assert done.stderr.splitlines()[-1].startswith("RuntimeError: nrl_patches (startup): ")
+    assert found in done.stderr
+
+
+@LACKING
+@pytest.mark.parametrize("strict", ["0", "1"])
+def test_and_says_nothing_where_no_target_is_imported(covered, bare, lonely, kind, strict):
+    # Many programs look whether vLLM is there, and do without.
+    python, _ = lacking(kind, covered, bare, lonely)
+    code = "from importlib.util import find_spec; print(find_spec('vllm'), find_spec('vllm'))"
+    done = run(covered, sys.executable, "-c", start_child(python, code), NRL_PATCHES_STRICT=strict)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "None None\n", "")
+
+
+@LACKING
+def test_and_says_nothing_where_all_is_off(covered, bare, lonely, kind):
+    python, _ = lacking(kind, covered, bare, lonely)
+    code = start_child(python, COUNT)
+    done = run(covered, sys.executable, "-c", code, NRL_PATCHES="0", NRL_PATCHES_STRICT="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "1\n", "")
 
 
 def test_two_threads_that_are_the_first_to_look_for_a_target(covered):

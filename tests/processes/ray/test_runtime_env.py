@@ -45,6 +45,11 @@ def test_a_setup_hook_of_the_user_is_refused_with_the_way_out(hook):
         runtime_env({"worker_process_setup_hook": hook})
 
 
+def test_no_setup_hook_may_be_said_in_words():
+    # It is the default of Ray's own RuntimeEnv.
+    assert runtime_env({"worker_process_setup_hook": None}) == runtime_env()
+
+
 def test_neither_the_helper_nor_the_hook_imports_ray(sandbox):
     sandbox.write("ray/__init__.py", "raise AssertionError")
     done = sandbox.run("import nrl_patches.ray, nrl_patches_startup; nrl_patches_startup.ray_worker()")

@@ -51,6 +51,13 @@ def test_every_process_is_patched_and_says_by_what(case):
         assert {process["parent"] for process in seen["worker"]} == {seen["core"][0]["pid"]}
 
 
+def test_model_inspection_is_patched_by_the_plugin():
+    # That process is no child of multiprocessing, so this is the only way into it.
+    seen = results(start(HERE / "inspection.py"))
+    assert (seen["imported"], seen["activated_by"], seen["state"]) == (True, "plugin", "applied")
+    assert (seen["present"], seen["present when undone"]) == (False, True)
+
+
 @pytest.mark.parametrize("variable", ["NRL_PATCHES=0", "VLLM_PLUGINS=another"])
 def test_no_process_is_patched_where_the_user_says_so(variable):
     seen = results(engine(**dict([variable.split("=")])))

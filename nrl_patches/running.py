@@ -160,16 +160,33 @@ def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
 
 
 def _explain_absence(folder: Path) -> tuple[str, bool]:
-    settings = [setting.partition(b"=") for setting in folder.joinpath("environ").read_bytes().split(b"\0")]
-    environ = {name: value.strip() for name, _, value in settings}
+    environ, whose = _environ(folder)
     if environ.get(b"NRL_PATCHES", b"").lower() in _OFF:
-        return "no record: NRL_PATCHES=0 in its environment", False
+        return f"no record: NRL_PATCHES=0 in {whose}", False
     if GROUP.encode() in environ.get(VARIABLE.encode(), b"").replace(b" ", b"").split(b","):
         return "no record: under `nrl-patches run`, and no package with a target was imported there", False
     # Shells, multiprocessing's own helpers and Ray's agents do without us, and are no problem.
     if b"/libtorch_python." in folder.joinpath("maps").read_bytes():
-        return f"no record, though torch is loaded: {_NOT_IMPORTED}", True
+        return f"no record: torch is loaded, but {_NOT_IMPORTED}", True
     return f"no record: {_NOT_IMPORTED}", False
+
+
+def _environ(folder: Path) -> tuple[dict[bytes, bytes], str]:
+    environ, whole = _settings(folder)
+    # vLLM's and Ray's processes overwrite its beginning with their titles. It was inherited from one that does not.
+    ancestor = folder
+    with suppress(OSError):
+        while not whole and (parent := _parent_of(ancestor)):
+            ancestor = _PROC / str(parent)
+            inherited, whole = _settings(ancestor)
+            environ = inherited | environ
+    return environ, "its environment" if ancestor == folder else f"the environment of process {ancestor.name}"
+
+
+def _settings(folder: Path) -> tuple[dict[bytes, bytes], bool]:
+    texts = folder.joinpath("environ").read_bytes().split(b"\0")
+    settings = (text.partition(b"=") for text in texts)
+    return {name: value.strip() for name, equals, value in settings if equals}, b"=" in texts[0]
 
 
 def _parent_of(folder: Path) -> int:

@@ -48,7 +48,7 @@ class _Finder:
         from importlib.util import find_spec  # noqa: PLC0415
 
         spec = find_spec(name)
-        if self.problem is None:
+        if self.problem is None or "nrl_patches" in sys.modules:  # Another path may have brought it.
             return spec
         from os import environ  # noqa: PLC0415
 

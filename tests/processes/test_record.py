@@ -402,7 +402,7 @@ UNPATCHED = """
 @pytest.mark.parametrize(
     ("imports", "environ", "problem", "code"),
     [
-        ("torch", {}, "no record, though torch is loaded: nrl_patches was not imported there, or its file ", 1),
+        ("torch", {}, "no record: torch is loaded, but nrl_patches was not imported there, or its file ", 1),
         ("torch", {"NRL_PATCHES": "0"}, "no record: NRL_PATCHES=0 in its environment", 0),
         ("torch", {"AUTOWRAPT_BOOTSTRAP": "a, nrl_patches.startup"}, "no record: under `nrl-patches run`, and no ", 0),
         ("json", {}, "no record: nrl_patches was not imported there, or its file descriptors were closed since", 0),
@@ -419,6 +419,18 @@ def test_a_child_without_the_patches(copy, imports, environ, problem, code):
         assert asked(copy, "--pid", child).returncode == 1
         diagnosis = copy.run("nrl_patches", "doctor", "--children", "--pid", str(process.pid))
         assert (f"problem: process {child} (" in diagnosis.stdout) == (code == 1), diagnosis.stdout
+
+
+@pytest.mark.parametrize("left", ["", "LEFT=1"])
+def test_switched_off_where_a_process_has_overwritten_its_environment(copy, monkeypatch, left):
+    # The beginning of it, by a title of its own.
+    read = Path.read_bytes
+    with job(copy, UNPATCHED.format(imports="torch", environ={}), NRL_PATCHES="0") as process:
+        child = int(line(process))
+        overwritten = Path("/proc", str(child), "environ")
+        monkeypatch.setattr(Path, "read_bytes", lambda p: f"\0\0\0{left}\0".encode() if p == overwritten else read(p))
+        assert look_into(child).problem == f"no record: NRL_PATCHES=0 in the environment of process {process.pid}"
+        assert not look_into(child).unpatched
 
 
 def test_switched_off(copy):

@@ -333,6 +333,12 @@ def test_and_says_nothing_where_no_target_is_imported(covered, bare, lonely, kin
     assert (done.returncode, done.stdout, done.stderr) == (0, "None None\n", "")
 
 
+def test_and_says_nothing_where_another_path_brought_the_patches(covered):
+    code = f"import sys; del sys.modules['autowrapt.bootstrap']; import nrl_patches; {COUNT}"
+    done = run(covered, sys.executable, "-c", code, NRL_PATCHES_STRICT="1")
+    assert (done.returncode, done.stdout, done.stderr) == (0, "2\n", "")
+
+
 @LACKING
 def test_and_says_nothing_where_all_is_off(covered, bare, lonely, kind):
     python, _ = lacking(kind, covered, bare, lonely)

@@ -66,6 +66,7 @@ def test_no_process_is_patched_where_the_user_says_so(variable):
         assert process["present"] is True
         assert process["imported"] is False
         assert process["problem"].startswith("no record: ")
+        assert process["unpatched"] is (variable != "NRL_PATCHES=0")
 
 
 def test_vllm_serve_is_patched_before_the_first_request():

@@ -107,12 +107,14 @@ def _chosen(
         return list(selection.specifier.filter(candidates, prereleases=selection.prereleases))
     ranges = [part.releases for patch in patches for part in _parts(patch, distribution)]
     inside = [n for n, version in enumerate(candidates) if any(r.contains(version.public) for r in ranges)]
-    if not inside:
-        return candidates[-1:]
     yanked = {release.version for release in releases if release.remark.startswith("yanked")}
+    # The newest that installers choose may not be the newest.
+    newest = {*candidates[-1:], *[version for version in candidates if version not in yanked][-1:]}
+    if not inside:
+        return sorted(newest)
     first, last = (_margin(candidates, yanked, inside[end], step, selection.margin) for end, step in ((0, -1), (-1, 1)))
     window = candidates[first : last + 1]
-    return window if candidates[-1] in window else [*window, candidates[-1]]
+    return sorted({*window, *newest})
 
 
 def _margin(candidates: Sequence[Version], yanked: set[Version], place: int, step: int, margin: int) -> int:

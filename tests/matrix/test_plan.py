@@ -59,6 +59,12 @@ def test_nothing_below_a_floor_is_planned_unless_asked_for(monkeypatch):
     assert planned(patch, selection=Selection(SpecifierSet("==1.2"))) == ["standin==1.2"]
 
 
+@pytest.mark.parametrize("affected", ["standin==1.0", "standin>=7"])
+def test_the_newest_that_was_not_yanked_is_measured_too(affected):
+    index = {"standin": releases(*(f"1.{n}" for n in range(8)), "1.8 yanked: oh")}
+    assert planned(declaring(affected), index=index)[:2] == ["standin==1.8", "standin==1.7"]
+
+
 def test_what_was_yanked_lies_in_the_margin_and_does_not_use_it_up():
     index = {
         "standin": releases("1.0", "1.1", "1.2 yanked: oh", "1.3 yanked: oh", "1.4", "1.5", "1.6 yanked: oh", "1.7")

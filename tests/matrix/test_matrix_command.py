@@ -372,6 +372,15 @@ def test_no_probe_keeps_the_matrix_from_ending(bench, probe, verdict):
     assert bench.verdicts() == {"1.2": verdict}
 
 
+@pytest.fixture
+def _interruptible():
+    # A shell without job control lets what it starts in the background ignore SIGINT, and all that comes of it.
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_interruptible")
 def test_interrupted_it_stops_what_it_started(bench):
     bench.patch(probe="import time\ntime.sleep(600)\n", affected="standin>=1.2,<1.5")
     folder = bench.folder / ".nrl-patches-matrix" / "environments"

@@ -25,7 +25,7 @@ FLOORS: Mapping[str, Version] = {"vllm": Version("0.6.3")}
 """Nothing older is measured or judged, though a defect may be there too: a declared range may begin there.
 
 vLLM: in every release from there on the probes run with what :data:`~nrl_patches.matrix.environments.RECIPES` puts
-beside it; 0.6.2 calls itself 0.6.1.dev238, and before 0.6.0 each release needs more and more of what is gone today.
+beside it; 0.6.2 calls itself 0.6.1.dev238, and those before 0.6.0 import more than that (librosa, outlines, triton).
 """
 
 COMPANIONS: Mapping[str, str] = {"nemo-automodel": "transformers"}

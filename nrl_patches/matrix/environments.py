@@ -13,11 +13,11 @@ import hashlib
 import importlib.metadata
 import os
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import resources
 from pathlib import Path
 
 from packaging.requirements import Requirement
@@ -25,6 +25,7 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 from nrl_patches.installed import import_package
+from nrl_patches.launch import MODULE, run_code
 from nrl_patches.matrix.index import IndexProblem, unpack_source
 
 __all__ = [
@@ -89,7 +90,7 @@ def _vllm(version: str) -> list[Part]:
 
 
 def _listed(file: str) -> Part:
-    lines = (Path(__file__).parent / file).read_text(encoding="utf-8").splitlines()
+    lines = resources.files(__package__).joinpath(file).read_text(encoding="utf-8").splitlines()
     return Part(tuple(line for line in lines if line and not line.startswith("#")))
 
 
@@ -243,26 +244,18 @@ def _install(part: Part, made: Path, folder: Path) -> None:
     excluded.write_text("torch\n", encoding="utf-8")
     listed = made.with_name(f"{made.name}.txt")
     listed.write_text("\n".join(part.requirements), encoding="utf-8")
-    command = [sys.executable, "-m", "uv", "pip", "install", "--quiet", "--python", sys.executable]
-    command += ["--target", str(made), "--requirement", str(listed), "--excludes", str(excluded)]
-    command += [] if part.dependencies else ["--no-deps"]
+    arguments = ["uv", "pip", "install", "--quiet", "--python", sys.executable]
+    arguments += ["--target", str(made), "--requirement", str(listed), "--excludes", str(excluded)]
+    arguments += [] if part.dependencies else ["--no-deps"]
     environ = os.environ | {"UV_CACHE_DIR": os.environ.get("UV_CACHE_DIR") or str(folder / "cache")}
     try:
-        done = subprocess.run(  # noqa: S603 - the installer, with arguments of ours
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=_INSTALLER_TIMEOUT,
-        )
-    except subprocess.TimeoutExpired as error:
-        said = f"the installer took longer than {_INSTALLER_TIMEOUT:g} s"
-        raise BuildProblem(f"{part.requirements[0]} cannot be installed: {said}") from error
+        done = run_code(MODULE, arguments, timeout=_INSTALLER_TIMEOUT, environ=environ)
     finally:
         listed.unlink()
         excluded.unlink()
-    if done.returncode:
-        said = "; ".join(line.strip() for line in done.stderr[-_TAIL:].splitlines() if line.strip())
+    if done.code is None:
+        said = f"the installer took longer than {_INSTALLER_TIMEOUT:g} s"
+        raise BuildProblem(f"{part.requirements[0]} cannot be installed: {said}")
+    if done.code:
+        said = "; ".join(line.strip() for line in done.output[-_TAIL:].splitlines() if line.strip())
         raise BuildProblem(f"{part.requirements[0]} cannot be installed: {said}")

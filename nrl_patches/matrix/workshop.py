@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import functools
+import shlex
 import shutil
 import stat
 import time
@@ -62,6 +63,11 @@ class Workshop:
         self.codes = {patch.id: fingerprint(patch) for patch in self._every.values()}
         self.bench = Bench(self.environments, self.patches, self.codes, timeout)
         self.evidence = Evidence()
+
+    @property
+    def cleaning(self) -> str:
+        """The command that cleans this folder, from wherever it is given."""
+        return f"nrl-patches matrix --clean --folder {shlex.quote(str(self.folder))}"
 
     @contextmanager
     def open(self) -> Iterator[None]:

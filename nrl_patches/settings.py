@@ -24,6 +24,8 @@ VARIABLES: Mapping[str, str] = {
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"0", "false", "no", "off"})
 _SHOWN = 60
+_LONGEST = 1000  # Characters of an id or a glob.
+_MOST = 20  # Unknown ids that are told one by one, each with the nearest known one.
 
 
 @dataclass(frozen=True)
@@ -106,11 +108,17 @@ class _Reader:
         if not parts:
             return None
         named: set[str] = set()
+        unknown = []
         for part in dict.fromkeys(parts):
-            matches = fnmatch.filter((*self.known, *self.broken), part)
+            # What is longer than any id and more is not even read: fnmatch takes a minute for "[" x 100,000.
+            matches = fnmatch.filter((*self.known, *self.broken), part) if len(part) <= _LONGEST else []
             named.update(matches)
-            if not matches:
-                self._unknown(variable, part)
+            unknown += [] if matches else [part]
+        for part in unknown[:_MOST]:
+            self._unknown(variable, part)
+        if unknown[_MOST:]:
+            rest = f"{len(unknown) - _MOST} more that match no patch"
+            self._problem(variable, "ids of patches", rest, "`nrl-patches list` shows every id")
         return frozenset(named)
 
     def _unknown(self, variable: str, part: str) -> None:

@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from standins import ROOT
@@ -103,6 +104,15 @@ def test_unknown_ids_come_with_the_nearest_one():
 @pytest.mark.parametrize("value", ["\udcff", "ä" * 50_000, "%s%n", "[", "-"])
 def test_strange_ids(value):
     assert "expected" in problem(NRL_PATCHES_DISABLE=value)
+
+
+@pytest.mark.parametrize("value", ["[" * 100_000, "[x" * 50_000, ",".join(f"[{i}" for i in range(15_000))], ids=len)
+def test_values_as_long_as_the_system_allows_are_read_at_once(value):
+    start = time.process_time()
+    problems = read(NRL_PATCHES_DISABLE=value).problems
+    assert time.process_time() - start < 5
+    assert 1 <= len(problems) <= 21
+    assert "100000 characters" in problems[0] or "14980 more that match no patch" in problems[-1]
 
 
 def test_globs_that_match_nothing():

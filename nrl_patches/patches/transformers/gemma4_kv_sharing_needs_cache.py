@@ -13,7 +13,7 @@ Checkpointing with `use_reentrant=True` still loses gradients, as it does in eve
 """
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches.transformers import _kv_carrier, _kv_projections, _kv_sharing
 
 patch = Patch(
     __name__,
@@ -28,14 +28,16 @@ patch = Patch(
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextModel.forward",
     guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
-)(_kv_sharing.hand_down_states)
+)(_kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextAttention.forward",
     guard=lambda forward: objection_unless(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
-)(_kv_sharing.read_through_cache)
+)(_kv_carrier.read_through_cache)
+
+_kv_projections.drop_from(patch, "gemma4", "Gemma4")
 
 
 @patch.probe

@@ -5,7 +5,7 @@ Problem: `Gemma4TextModel.forward` (models/gemma4/modeling_gemma4.py) hands the 
     so each layer writes into a copy of its own.
 Hit by: `accelerate.cpu_offload` and `disk_offload`, without a cache. KeyError in the first shared layer.
 Fix: the text model hands the states down in an object that accelerate leaves alone.
-Remove when: no supported release is older than transformers 5.2X.0, whose mapping moves itself.
+Remove when: no supported release is older than transformers 5.23.0, whose mapping moves itself.
 """
 
 from nrl_patches import Observation, Patch
@@ -13,9 +13,9 @@ from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.5.2,<5.22",
+    affected="transformers>=5.5.2,<5.23",
     upstream=("https://github.com/huggingface/transformers/pull/45312",),
-    opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_COPIED_MAPPINGS_PATCH",
+    opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_CPU_OFFLOAD_PATCH",
 )
 
 _kv_carrier.share_by_argument(patch, "gemma4", "Gemma4")

@@ -12,7 +12,7 @@ from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__
-from nrl_patches.doctor import check_vllm_plugins
+from nrl_patches.doctor import check_interpreter, check_vllm_plugins
 
 
 def doctor(copy, *args, **environ):
@@ -271,21 +271,22 @@ def test_an_environment_in_which_the_import_fails(copy, tmp_path):
         (True, True, "its startup file is not executed: autowrapt is on the path, but not installed in site-packages"),
     ],
 )
-def test_an_environment_that_run_cannot_reach(copy, tmp_path, autowrapt, startup, lacking):
+def test_an_environment_that_run_cannot_reach(tmp_path, autowrapt, startup, lacking):
     other = tmp_path / "python"
     answer = {"package": "/x", "version": __version__, "error": "", "plugins": ["nrl-patches"]}
     answer |= {"autowrapt": autowrapt, "startup": startup, "executed": False}
     other.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
     other.chmod(0o755)
-    assert doctor(copy, "--python", other) == ([], 0)
-    finding = only(copy, "--python", other, AUTOWRAPT_BOOTSTRAP="nrl_patches.startup")
-    assert finding["found"] == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but {lacking}"
-    assert "nrl-patches[run]==" in finding["next_step"]
+    assert check_interpreter(str(other), {}) == []
+    (finding,) = check_interpreter(str(other), {"AUTOWRAPT_BOOTSTRAP": "nrl_patches.startup"})
+    assert finding.found == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but {lacking}"
+    assert "nrl-patches[run]==" in finding.next_step
 
 
 @pytest.mark.parametrize("program", ["/no/such/python", "/bin/false", "/bin/echo"])
-def test_what_is_no_interpreter(copy, program):
-    assert only(copy, "--python", program)["found"].startswith("no answer: ")
+def test_what_is_no_interpreter(program):
+    (finding,) = check_interpreter(program, {})
+    assert finding.found.startswith("no answer: ")
 
 
 def test_the_same_interpreter_is_fine(copy):

@@ -10,7 +10,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
 Remove when: no supported release is older than transformers 5.6.0.
 
 transformers 4.53 to 4.55 have the defect in other code: see `gemma3n_kv_sharing_needs_cache_before_shared_layers.py`.
-Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
+The carrier also takes gradients back under reentrant checkpointing, where later releases lose them; there
+`transformers.gemma3n_kv_sharing_reentrant_checkpointing` has it.
 """
 
 from nrl_patches import Observation, Patch, objection_unless

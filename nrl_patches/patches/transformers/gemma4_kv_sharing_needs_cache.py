@@ -9,7 +9,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
     attention's code stays upstream's: it finds the carrier in the place of its cache.
 Remove when: no supported release is older than transformers 5.5.2.
 
-Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
+The carrier also takes gradients back under reentrant checkpointing, where later releases lose them; there
+`transformers.gemma4_kv_sharing_reentrant_checkpointing` has it.
 """
 
 from nrl_patches import Observation, Patch, objection_unless

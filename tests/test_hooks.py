@@ -252,6 +252,24 @@ class TestFindersInFront:
         finders = list(sys.meta_path)
         assert len(finders) == len({id(finder) for finder in finders})
 
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_what_another_list_let_through_is_noticed(self, counting, kept):
+        counting.write("unrelated.py", "")
+        activation = counting.activate()
+        finders = sys.meta_path.copy() if kept else [importlib.machinery.PathFinder]
+        sys.meta_path = [Impatient(counting.name), *finders]
+        core = counting.core()
+        assert core.count() == 1
+        if kept:  # The next import that their finder is not for asks ours.
+            importlib.import_module("unrelated")
+            del sys.modules["unrelated"]
+            assert core.count() == 2
+        status = only(activation)
+        assert core.count() == 2
+        assert "was imported past the import hook" in status.notes[0]
+        del sys.modules[core.__name__]
+        assert counting.core().count() == 2
+
     def test_typeguard(self, counting):
         typeguard = pytest.importorskip("typeguard")
         activation = counting.activate()

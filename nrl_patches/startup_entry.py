@@ -73,9 +73,13 @@ def _refuse(error: Exception) -> None:
     # Once it has called them, wrapt forgets its hooks, and vLLM its plugins: whoever catches the error and imports
     # again would go on unpatched.
     import sys  # noqa: PLC0415
-    from importlib.metadata import entry_points  # noqa: PLC0415
+    from contextlib import suppress  # noqa: PLC0415
+    from importlib.metadata import distributions  # noqa: PLC0415
 
-    packages = {entry.name for entry in entry_points(group="nrl_patches.startup")}
+    packages = set()
+    for distribution in distributions():
+        with suppress(Exception):  # Of whatever else is installed, the metadata may be broken.
+            packages |= {entry.name for entry in distribution.entry_points if entry.group == "nrl_patches.startup"}
 
     class Refusal:
         @staticmethod
@@ -95,6 +99,7 @@ def _is_strict() -> bool:
 
 def _report(path: str, error: Exception) -> None:
     import logging  # noqa: PLC0415
+    import sys  # noqa: PLC0415
 
     if failure:
         return
@@ -106,7 +111,11 @@ def _report(path: str, error: Exception) -> None:
             "next step: reinstall nrl-patches in this environment"
         )
     consequence = "" if _is_strict() else "; this process runs without any patch"
-    logging.getLogger("nrl_patches").error("%s%s", said, consequence)
+    logger = logging.getLogger("nrl_patches")
+    logger.error("%s%s", said, consequence)
+    # As nrl_patches.telling does, which may be the very thing that cannot be imported.
+    if not logger.isEnabledFor(logging.ERROR) and sys.stderr is not None:
+        print(f"nrl_patches: {said}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def keep_failure(path: str, error: Exception) -> None:

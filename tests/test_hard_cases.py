@@ -359,7 +359,7 @@ def test_a_required_patch_of_a_target_that_cannot_be_set(counting, monkeypatch):
     def refuse(*_args):
         raise TypeError("immutable type")
 
-    monkeypatch.setattr("nrl_patches.activation.block", refuse)
+    monkeypatch.setattr("nrl_patches.settlement.block", refuse)
     assert counting.core().count() == 1
     assert "its target could not be blocked: TypeError: immutable type" in only(activation).notes
 

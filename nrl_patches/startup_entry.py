@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["keep_failure", "ray_worker", "startup", "vllm_plugin"]
+__all__ = ["HOOK_OF_THE_JOB", "keep_failure", "ray_worker", "startup", "vllm_plugin"]
+
+HOOK_OF_THE_JOB = "_NRL_PATCHES_RAY_HOOK"
+"""The variable that names a setup hook of the user's own: Ray runs one, and nrl_patches.ray has put ours there."""
 
 failure = ""
 """The traceback of the import of nrl_patches, where that failed here; empty otherwise."""
@@ -29,12 +32,18 @@ def vllm_plugin() -> None:
 
 
 def ray_worker() -> None:
-    """Bring nrl_patches into a Ray worker, as its ``worker_process_setup_hook``.
+    """Bring nrl_patches into a Ray worker, as its setup hook; then call the one that the job has of its own.
 
     Raises:
-        Exception: Under strict mode only, whatever is wrong.
+        Exception: What the job's own hook raises. Under strict mode whatever else is wrong.
     """
+    import os  # noqa: PLC0415 - see the module docstring
+    from importlib import import_module  # noqa: PLC0415
+
     _bring("ray")
+    module, _, function = os.environ.get(HOOK_OF_THE_JOB, "").rpartition(".")
+    if module:
+        getattr(import_module(module), function)()
 
 
 def startup(_module: ModuleType) -> None:

@@ -13,7 +13,9 @@ Replacing the function by one that does nothing, as NeMo-RL does, would also kee
 it leaves in bfloat16 what the file keeps in float32, such as the A_log, D and dt_bias of Nemotron-H.
 """
 
+import contextlib
 import contextvars
+import inspect
 from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -37,20 +39,31 @@ _requested: contextvars.ContextVar[Any] = contextvars.ContextVar("nrl_requested_
 )
 def note_request(init: Callable[..., Any]) -> Callable[..., Any]:
     """Build the loader that notes which dtype was asked for while it runs; None stands for the file's own."""
+    signature = inspect.signature(init)
 
-    def init_noting(
-        cls: Any, source: Any, attn_implementation: Any, torch_dtype: Any, *args: Any, **kwargs: Any
-    ) -> Any:
-        from nemo_automodel.shared.utils import dtype_from_str
-
-        asked = kwargs.get("dtype") or torch_dtype  # Hugging Face's newer name wins, as it does there.
-        token = _requested.set(None if asked in (None, "auto") else dtype_from_str(asked))
+    def init_noting(*args: Any, **kwargs: Any) -> Any:
         try:
-            return init(cls, source, attn_implementation, torch_dtype, *args, **kwargs)
+            given = signature.bind(*args, **kwargs).arguments
+        except TypeError:  # The original says better what is wrong with the call.
+            return init(*args, **kwargs)
+        # Hugging Face's newer name wins, as it does there.
+        token = _requested.set(_as_dtype(given.get("kwargs", {}).get("dtype") or given["torch_dtype"]))
+        try:
+            return init(*args, **kwargs)
         finally:
             _requested.reset(token)
 
     return init_noting
+
+
+def _as_dtype(asked: Any) -> Any:
+    from nemo_automodel.shared.utils import dtype_from_str
+
+    if asked in (None, "auto") or isinstance(asked, dict):  # One for each part of the model: nothing to compare with.
+        return None
+    with contextlib.suppress(KeyError):  # What Automodel cannot read is refused by whoever uses it.
+        return dtype_from_str(asked)
+    return None
 
 
 def objection_unless_request_ignored(restore: Callable[..., Any]) -> str | None:

@@ -2,10 +2,12 @@
 
     python dtype_load.py
 
-Prints for each checkpoint and request the dtype of every parameter, and which values differ from the file's. Of
-Automodel only the hard-coded CUDA device is replaced; see ``cpu_for_cuda.py``.
+Prints for each checkpoint and request the dtype of every parameter, and which values differ from the file's; what
+``dtype_doors.py`` prints; and what comes of naming every argument. Of Automodel only the hard-coded CUDA device is
+replaced; see ``cpu_for_cuda.py``.
 """
 
+import inspect
 import itertools
 import json
 import sys
@@ -18,6 +20,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_for_cuda
+import dtype_doors
 
 import nrl_patches
 from nrl_patches.patches.transformers._quiet import quiet
@@ -112,6 +115,33 @@ def loaded(auto_model, folder, tensors, **request):
     }
 
 
+def all_by_keyword(folder):
+    """Call what the patch replaces with each argument by the name that its signature has for it."""
+    from nemo_automodel._transformers import auto_model, model_init
+
+    init = auto_model._init_model
+    given = {
+        "cls": auto_model.NeMoAutoModelForCausalLM,
+        "pretrained_model_name_or_path_or_config": str(folder),
+        "attn_implementation": "eager",
+        "torch_dtype": torch.float32,
+        "quantization_config": None,
+        "force_hf": True,
+    }
+    named = [p.name for p in inspect.signature(init).parameters.values() if p.kind is p.POSITIONAL_OR_KEYWORD]
+    dtypes = []
+    for first in range(len(named) + 1):  # How many are given by position.
+        _, model = init(*(given[name] for name in named[:first]), **{name: given[name] for name in named[first:]})
+        dtypes.append(str(model.dtype))
+    restored = inspect.signature(model_init._restore_loaded_model_dtype).parameters
+    values = (model, str(folder), model.config, None, {}, torch.float32)
+    model_init._restore_loaded_model_dtype(**dict(zip(restored, values, strict=False)))
+    try:
+        init(cls=None)
+    except TypeError as error:
+        return {"named": named, "dtypes": dtypes, "complaint": str(error)}
+
+
 if __name__ == "__main__":
     torch.manual_seed(0)
     auto_model = cpu_for_cuda.install()
@@ -129,4 +159,7 @@ if __name__ == "__main__":
         report = {"status": nrl_patches.status()["nemo_automodel.dtype_restore"].state}
         for checkpoint, (folder, tensors) in checkpoints.items():
             report[checkpoint] = {label: loaded(auto_model, folder, tensors, **kw) for label, kw in REQUESTS.items()}
+        report["by keyword"] = all_by_keyword(checkpoints["llama bfloat16"][0])
+        if report["status"] != "disabled":
+            report["doors"] = dtype_doors.report(auto_model)
     print(json.dumps(report))

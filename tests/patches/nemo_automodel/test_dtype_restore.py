@@ -99,9 +99,66 @@ def test_builds_between_the_releases_are_decided_by_the_guard(environment, state
 
 
 def test_before_0_4_0_nothing_restores_dtypes():
-    found = results(run_on("nemo-automodel==0.3.0 & transformers==5.3.0", HERE.parent / "probe_alone.py", PATCH))
-    assert found["state"] == "not-affected"
-    assert found["evidence"] == {"absent": "_restore_loaded_model_dtype"}
+    assert oldest()["restore"] == {"absent": "_restore_loaded_model_dtype"}
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_every_argument_can_be_given_by_its_name(patched):
+    found = load(patched=patched)["by keyword"]
+    assert found["named"][:2] == ["cls", "pretrained_model_name_or_path_or_config"]
+    assert found["dtypes"] == [f"torch.{'float32' if patched else 'bfloat16'}"] * (len(found["named"]) + 1)
+    assert found["complaint"] == load(patched=False)["by keyword"]["complaint"]
+
+
+WAYS = ("from_pretrained", "from_pretrained of Hugging Face", "from_config", "from_config of Hugging Face")
+HEARD = {
+    "float32": "float32",
+    "'float32'": "float32",
+    "'torch.float32'": "float32",
+    "bfloat16": "bfloat16",
+    "'auto'": "bfloat16",
+    "None": "bfloat16",
+    "'fp32'": "KeyError",  # as for torch_dtype, in every release
+    "torch_dtype=float32": "float32",
+    "torch_dtype='auto'": "bfloat16",
+    "nothing": "bfloat16",
+    "torch_dtype=float32, None": "float32",
+    "torch_dtype=float32, bfloat16": "bfloat16",
+    "torch_dtype=bfloat16, float32": "float32",
+}
+"""What nemo-automodel 0.7.0 makes of each request of dtype_doors.py, on every way."""
+
+
+@functools.cache
+def oldest():
+    return results(run_on("nemo-automodel==0.3.0 & transformers==5.3.0", HERE / "dtype_doors.py"))
+
+
+def doors(environment):
+    return load(environment)["doors"] if "0.3.0" not in environment else oldest()
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("environment", ["0.3.0", AFFECTED, FIXED])
+def test_a_dtype_by_its_newer_name_is_heeded_as_in_0_7_0(environment, way):
+    found = doors(environment)
+    assert found["status"] == "applied"
+    if environment == "0.3.0" and way == "from_pretrained of Hugging Face":
+        # Automodel 0.3.0 itself refuses to load this way under transformers 5.3.0, whatever is asked for.
+        assert set(found["on"][way].values()) == {"TypeError", "KeyError"}
+    else:
+        assert found["on"][way] == HEARD
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("environment", ["0.3.0", AFFECTED, FIXED])
+def test_without_the_patch_the_newer_name_is_ignored_or_refused(environment, way):
+    found = doors(environment)["off"][way]
+    assert found["torch_dtype=float32"] == doors(environment)["on"][way]["torch_dtype=float32"]
+    if way == "from_pretrained":
+        assert found["'float32'"] == "TypeError"
+    elif "config" in way or environment == FIXED:  # 0.4.0 is helped by dtype_restore on the remaining way.
+        assert found["'float32'"] == found["float32"] == "bfloat16"
 
 
 @pytest.mark.parametrize(

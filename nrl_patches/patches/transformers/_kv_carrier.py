@@ -88,6 +88,7 @@ class SharedStates:
         self.asking: set[Any] = set()  # Those that ran with gradients and fetch what reentrant readers carry.
         self.unmoved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self.gradients: CarriedGradients | None = None
+        self.visitor: int | None = None
 
     def __contains__(self, donor: object) -> bool:
         """Whether the donor has stored its states."""
@@ -125,6 +126,11 @@ class SharedStates:
             allow(_store, self.states, donor, states)
         else:
             self.states[donor] = states
+
+    def visited_by(self, layer: int) -> None:
+        """Write in each layer where a traced checkpoint would be wrong: for this dynamo gives up tracing it."""
+        if not self.traced:
+            self.visitor = layer
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> SharedStates:
         """Move the states to where the next layers are; accelerate asks for it in a model that several devices hold."""
@@ -208,6 +214,7 @@ def read_through_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward_with_view(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(CARRIER, None)
         if carrier is not None:
+            carrier.visited_by(self.layer_idx)
             note_idle_projections(self)
             kwargs["past_key_values"] = CacheView(kwargs.get("past_key_values"), carrier)
         return forward(self, *args, **kwargs)
@@ -221,6 +228,7 @@ def read_from_argument(forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward_with_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(CARRIER, None)
         if carrier is not None:
+            carrier.visited_by(self.layer_idx)
             kwargs["shared_kv_states"] = carrier
         return forward(self, *args, **kwargs)
 

@@ -15,7 +15,7 @@ patch = Patch(
     __name__,
     affected="transformers>=5.5.2,<5.22",
     upstream=("https://github.com/huggingface/transformers/pull/45312",),
-    opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_COPIED_MAPPINGS_PATCH",
+    opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_CPU_OFFLOAD_PATCH",
 )
 
 _kv_carrier.share_by_argument(patch, "gemma4", "Gemma4")

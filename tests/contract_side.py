@@ -117,10 +117,10 @@ def off(subjects):
 
 def on(environment):
     """The side with patches."""
-    from nrl_patches.targets import MARK
     from ways.structure import structure
 
     import nrl_patches
+    from nrl_patches.targets import MARK
 
     registry = registry_with_targets()
     gone = {

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from standins import ROOT
 
-from nrl_patches.matrix.environments import build, variables
+from nrl_patches.matrix.environments import Part, build, build_part, variables
 
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
@@ -44,9 +44,19 @@ ENVIRONMENTS = (
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""
 
 
+PEFT = Part(("peft==0.21.2",))
+"""One version imports on all of them, and finds what it needs in the base."""
+
+
 def run_on(environment, script, *args, timeout=600, **environ):
     """Run a script of this project in a fresh interpreter on upstream releases; return the finished process."""
     return run_in([*build(environment, FOLDER), ROOT / "tests"], script, *args, timeout=timeout, **environ)
+
+
+def run_with_peft_on(environment, script, *args, timeout=600, **environ):
+    """The same with PEFT beside them."""
+    path = [*build(environment, FOLDER), build_part(PEFT, FOLDER), ROOT / "tests"]
+    return run_in(path, script, *args, timeout=timeout, **environ)
 
 
 def run_in(path, script, *args, timeout=600, **environ):

@@ -87,6 +87,32 @@ KV_SHARING = {
     "subclass": "subclass",
 }
 
+NEMO = (
+    "nemo-automodel==0.3.0 & transformers==5.9.0",
+    "nemo-automodel==0.4.0 & transformers==5.5.0",
+    "nemo-automodel==0.5.0 & transformers==5.8.1",
+    "nemo-automodel==0.6.0 & transformers==5.12.1",
+    "nemo-automodel==0.6.0 & transformers==5.23.0",
+    "nemo-automodel==0.7.0 & transformers==5.18.0",
+)
+
+
+def without(reason, *which):
+    """Return a reason for each of some ways of the rule, given by how they begin."""
+    return {way: reason for way in RULE for start in which if way.startswith(start)}
+
+
+LOADING = without(
+    "a checkpoint is loaded before anything is run, compiled or trained, and by one process like by many",
+    "eager",
+    "compile",
+    "no checkpointing",
+    "checkpointing",
+    "DDP",
+    "autocast",
+)
+ENGINE = without("an engine of vLLM trains nothing and compiles after the weights are there", *RULE[1:17])
+
 SUBJECTS = (
     Subject(
         "KV sharing in Gemma 4",
@@ -115,5 +141,67 @@ SUBJECTS = (
         fixed="transformers==5.9.0",
         covers=KV_SHARING,
         leaves_out={},
+    ),
+    Subject(
+        "Qwen-VL in transformers",
+        patches=("transformers.qwen_vl_*",),
+        module="qwen_vl",
+        environments={f"transformers=={v}": {} for v in ("5.4.0", "5.5.4", "5.9.0", "5.12.1", "5.13.0", "5.23.0")},
+        covers={
+            "call by position and by keyword": "* by keyword and device_map",
+            "LoRA": "* LoRA*",
+            "deepcopy": "* deepcopy, saved",
+            "pickle": "* pickle, saved",
+            "subclass": "* by a subclass, with the head",
+        },
+        leaves_out=LOADING
+        | without("from_pretrained loads before it is sharded", "FSDP2")
+        | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
+        "Qwen-VL in nemo-automodel",
+        patches=("nemo_automodel.qwen_vl_*",),
+        module="automodel_qwen_vl",
+        environments={environment: {} for environment in NEMO},
+        fixed=NEMO[-1],
+        covers={
+            "FSDP2": "* FSDP2",
+            "LoRA": "* LoRA",
+            "deepcopy": "* deepcopy",
+            "pickle": "* pickle",
+            "subclass": "* by a subclass",
+        },
+        leaves_out=LOADING
+        | without("Automodel has trainers of its own", "Trainer")
+        | without("the Checkpointer alone calls it, as structure.py does in every form", "call"),
+    ),
+    Subject(
+        "dtype in nemo-automodel",
+        patches=("nemo_automodel.dtype_*",),
+        module="automodel_dtype",
+        environments={environment: {} for environment in NEMO[1:]},
+        fixed=NEMO[-1],
+        covers={"call by position and by keyword": "dtype=*", "subclass": "a subclass of the loader"},
+        leaves_out=LOADING
+        | without("Automodel has trainers of its own", "Trainer")
+        | without("it shards after the dtype has been restored", "FSDP2")
+        | without("adapters are added after that", "LoRA")
+        | without("a loaded model is like any other", "deepcopy", "pickle"),
+    ),
+    Subject(
+        "dummy load in vLLM",
+        patches=("vllm.dummy_load_*",),
+        module="vllm_dummy_load",
+        environments={f"vllm=={v}": {} for v in ("0.6.3", "0.9.0.1", "0.9.1", "0.10.2", "0.11.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle"},
+        leaves_out=ENGINE | without("in every form, and of the loader, by structure.py", "call", "subclass"),
+    ),
+    Subject(
+        "RADIO in vLLM",
+        patches=("vllm.radio_*",),
+        module="vllm_radio",
+        environments={f"vllm=={v}": {} for v in ("0.11.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle", "subclass": "a subclass of the tower"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call"),
     ),
 )

@@ -92,7 +92,7 @@ NEMO = (
     "nemo-automodel==0.4.0 & transformers==5.5.0",
     "nemo-automodel==0.5.0 & transformers==5.8.1",
     "nemo-automodel==0.6.0 & transformers==5.12.1",
-    "nemo-automodel==0.6.0 & transformers==5.23.0",
+    "nemo-automodel==0.6.0 & transformers==5.24.0",
     "nemo-automodel==0.7.0 & transformers==5.18.0",
 )
 
@@ -119,7 +119,7 @@ SUBJECTS = (
         patches=("transformers.gemma4_kv_sharing_*",),
         module="kv_sharing",
         arguments=("gemma4",),
-        environments=transformers(v5_5_0="nothing", v5_5_1="all", v5_5_2="nothing", v5_8_1="some", v5_23_0="some"),
+        environments=transformers(v5_5_0="nothing", v5_5_1="all", v5_5_2="nothing", v5_8_1="some", v5_24_0="some"),
         fixed="transformers==5.9.0",
         covers=KV_SHARING,
         leaves_out={},
@@ -136,7 +136,7 @@ SUBJECTS = (
             v5_5_4="some",
             v5_6_0="nothing",
             v5_8_1="all",
-            v5_23_0="some",
+            v5_24_0="some",
         ),
         fixed="transformers==5.9.0",
         covers=KV_SHARING,
@@ -146,7 +146,7 @@ SUBJECTS = (
         "Qwen-VL in transformers",
         patches=("transformers.qwen_vl_*",),
         module="qwen_vl",
-        environments={f"transformers=={v}": {} for v in ("5.4.0", "5.5.4", "5.9.0", "5.12.1", "5.13.0", "5.23.0")},
+        environments={f"transformers=={v}": {} for v in ("5.4.0", "5.5.4", "5.9.0", "5.12.1", "5.13.0", "5.24.0")},
         covers={
             "call by position and by keyword": "* by keyword and device_map",
             "LoRA": "* LoRA*",

@@ -22,7 +22,7 @@ from nrl_patches.patches.transformers._quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.13.0,<5.24",
+    affected="transformers>=5.13.0,<5.25",
     upstream=("https://github.com/huggingface/transformers/pull/46881",),
     opt_out="NRL_DISABLE_QWENVL_VISION_PATCH",
 )

@@ -20,7 +20,7 @@ AFFECTED = [
     ("5.5.4", MAPPING, sorted(FAMILIES)),
     ("5.12.1", MAPPING, BASES),
     ("5.13.0", TOWER, BASES),
-    ("5.23.0", TOWER, BASES),
+    ("5.24.0", TOWER, BASES),
 ]
 
 
@@ -82,7 +82,7 @@ def test_unpatched_up_to_5_12_1_the_class_without_a_head_loses_the_text():
         assert [lost(found, layout, "base") for layout in LAYOUTS] == [(0, text), (0, text), (0, 0)]
 
 
-@pytest.mark.parametrize("version", cases([("5.13.0",), ("5.23.0",)]))
+@pytest.mark.parametrize("version", cases([("5.13.0",), ("5.24.0",)]))
 def test_unpatched_from_5_13_0_on_the_class_without_a_head_loses_the_tower(version):
     for family in FAMILIES:
         found = layouts(version, patched=False)[family]
@@ -133,7 +133,7 @@ def test_inert_between_the_ranges():
     assert not report["lookups"]["replaced"]
 
 
-@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.23.0", TOWER)])
+@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.24.0", TOWER)])
 def test_a_renamed_target_is_drift(version, patch_id):
     done = run_on(
         f"transformers=={version}",
@@ -149,7 +149,7 @@ def test_a_renamed_target_is_drift(version, patch_id):
     assert found["warnings"] == 1
 
 
-@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.23.0", TOWER)])
+@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.24.0", TOWER)])
 def test_the_opt_out(version, patch_id):
     opt_out = {"NRL_DISABLE_QWENVL_VISION_PATCH": "1"}
     found = results(run_on(f"transformers=={version}", HERE.parent / "probe_alone.py", patch_id, **opt_out))

@@ -225,7 +225,7 @@ def test_clean_says_what_is_free_afterwards(folder, tmp_path):
 
 def test_the_index_is_asked_about_a_companion_that_no_chosen_patch_names(folder, monkeypatch):
     asked = []
-    monkeypatch.setattr(workshop, "COMPANIONS", {axis: "companion" for axis in (folder.environment.split("==")[0],)})
+    monkeypatch.setattr(workshop, "COMPANIONS", {folder.environment.split("==")[0]: "companion"})
     monkeypatch.setattr(workshop, "find_releases", lambda name: asked.append(name) or [])
     with pytest.raises(ValueError, match="release"):
         Workshop(folder.path, folder.patches, 1).plan(Selection(), None)

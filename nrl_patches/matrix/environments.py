@@ -124,7 +124,10 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
   those before 0.6.5 compressed-tensors 0.8.0, because they import more of it, and so of transformers.
 """
 
-KNOWN_GAPS: Mapping[str, str] = {}
+KNOWN_GAPS: Mapping[str, str] = {
+    # The newest transformers is measured beside every nemo-automodel; this one was written for 4.55.
+    "nemo-automodel==0.3.0 & transformers==5.24.0": "its model classes do not import under transformers 5",
+}
 """Environments that cannot be measured though a verdict rests on them, with the reason; any other leaves it open."""
 
 VARIABLES: Mapping[str, Mapping[str, str]] = {

@@ -114,7 +114,7 @@ def test_threads_that_undo_and_apply_leave_nothing_half_done(counting):
     def work(undo, apply):
         gate.wait(60)
         try:
-            for _ in range(12):
+            for _ in range(6):
                 undo(patch_id)
                 apply(patch_id)
         except Exception as error:  # noqa: BLE001 - whatever it is

@@ -10,7 +10,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
 Remove when: no supported release is older than transformers 5.6.0.
 
 transformers 4.53 to 4.55 have the defect in other code: see `gemma3n_kv_sharing_needs_cache_before_shared_layers.py`.
-Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
+The carrier also takes the gradient back under reentrant checkpointing, and models are built without the projections
+that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
@@ -22,6 +23,7 @@ patch = Patch(
     upstream=(
         "https://github.com/huggingface/transformers/pull/45312",
         "https://github.com/huggingface/transformers/issues/45242",
+        "https://github.com/huggingface/transformers/pull/45336",
     ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
 )

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 patch = Patch(
     __name__,
     affected="transformers>=4.53.0,<4.56.0",
-    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    upstream=(
+        "https://github.com/huggingface/transformers/pull/45312",
+        "https://github.com/huggingface/transformers/pull/45336",
+    ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
 )
 

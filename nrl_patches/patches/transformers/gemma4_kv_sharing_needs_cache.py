@@ -9,7 +9,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
     attention's code stays upstream's: it finds the carrier in the place of its cache.
 Remove when: no supported release is older than transformers 5.5.2.
 
-Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
+The carrier also takes the gradient back under reentrant checkpointing, and models are built without the projections
+that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
@@ -21,6 +22,7 @@ patch = Patch(
     upstream=(
         "https://github.com/huggingface/transformers/pull/45312",
         "https://github.com/huggingface/transformers/issues/45242",
+        "https://github.com/huggingface/transformers/pull/45336",
     ),
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_PATCH",
 )

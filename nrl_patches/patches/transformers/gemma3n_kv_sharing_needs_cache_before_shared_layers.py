@@ -85,6 +85,7 @@ def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(_kv_carrier.CARRIER, None)
         if carrier is not None and kwargs.get("past_key_value") is None:
+            carrier.visited_by(self.layer_idx)
             _kv_projections.note_idle_projections(self)
             types, own = self.config.layer_types, self.config.num_hidden_layers - self.config.num_kv_shared_layers
             donor = {types[index]: index for index in range(own)}.get(types[self.layer_idx])

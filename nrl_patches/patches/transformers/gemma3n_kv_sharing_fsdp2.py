@@ -14,7 +14,10 @@ from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
 patch = Patch(
     __name__,
     affected="transformers>=5.6.0,<5.9.0",
-    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    upstream=(
+        "https://github.com/huggingface/transformers/issues/45663",
+        "https://github.com/huggingface/transformers/pull/45912",
+    ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_FSDP2_PATCH",
 )
 

@@ -10,8 +10,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
 Remove when: no supported release is older than transformers 5.6.0.
 
 transformers 4.53 to 4.55 have the defect in other code: see `gemma3n_kv_sharing_needs_cache_before_shared_layers.py`.
-The carrier also takes gradients back under reentrant checkpointing, where later releases lose them; there
-`transformers.gemma3n_kv_sharing_reentrant_checkpointing` has it.
+The carrier also takes the gradient back under reentrant checkpointing, and models are built without the projections
+that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
@@ -23,6 +23,7 @@ patch = Patch(
     upstream=(
         "https://github.com/huggingface/transformers/pull/45312",
         "https://github.com/huggingface/transformers/issues/45242",
+        "https://github.com/huggingface/transformers/pull/45336",
     ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
 )

@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 patch = Patch(
     __name__,
     affected="transformers>=4.53.0,<4.56.0",
-    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    upstream=(
+        "https://github.com/huggingface/transformers/pull/45312",
+        "https://github.com/huggingface/transformers/pull/45336",
+    ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
 )
 
@@ -82,6 +85,7 @@ def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(_kv_carrier.CARRIER, None)
         if carrier is not None and kwargs.get("past_key_value") is None:
+            carrier.visited_by(self.layer_idx)
             _kv_projections.note_idle_projections(self)
             types, own = self.config.layer_types, self.config.num_hidden_layers - self.config.num_kv_shared_layers
             donor = {types[index]: index for index in range(own)}.get(types[self.layer_idx])

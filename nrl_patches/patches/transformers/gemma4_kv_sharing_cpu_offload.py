@@ -1,11 +1,11 @@
-"""The KV-shared layers of Gemma 4 raise KeyError when accelerate moves the inputs of the layers.
+"""The KV-shared layers of Gemma 4 raise KeyError when accelerate offloads the model.
 
 Problem: `Gemma4TextModel.forward` (models/gemma4/modeling_gemma4.py) hands the shared keys and values to its layers
     in a dict or UserDict. accelerate's hooks rebuild every mapping among the arguments of the module that they are on,
     so each layer writes into a copy of its own.
-Hit by: `accelerate.cpu_offload` and `disk_offload`, without a cache. KeyError in the first shared layer.
+Hit by: `accelerate.cpu_offload` and `disk_offload`, with and without a cache. KeyError in the first shared layer.
 Fix: the text model hands the states down in an object that accelerate leaves alone.
-Remove when: no supported release is older than transformers 5.23.0, whose mapping moves itself.
+Remove when: no supported release is older than transformers 5.23.0, whose mapping is moved and not rebuilt.
 """
 
 from nrl_patches import Observation, Patch
@@ -13,7 +13,7 @@ from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.5.2,<5.23",
+    affected="transformers>=5.5.2,<5.23.0",
     upstream=("https://github.com/huggingface/transformers/pull/45312",),
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_CPU_OFFLOAD_PATCH",
 )

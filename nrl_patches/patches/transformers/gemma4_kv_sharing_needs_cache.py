@@ -9,8 +9,8 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
     attention's code stays upstream's: it finds the carrier in the place of its cache.
 Remove when: no supported release is older than transformers 5.5.2.
 
-The carrier also takes gradients back under reentrant checkpointing, where later releases lose them; there
-`transformers.gemma4_kv_sharing_reentrant_checkpointing` has it.
+The carrier also takes the gradient back under reentrant checkpointing, and models are built without the projections
+that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
@@ -22,6 +22,7 @@ patch = Patch(
     upstream=(
         "https://github.com/huggingface/transformers/pull/45312",
         "https://github.com/huggingface/transformers/issues/45242",
+        "https://github.com/huggingface/transformers/pull/45336",
     ),
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_PATCH",
 )

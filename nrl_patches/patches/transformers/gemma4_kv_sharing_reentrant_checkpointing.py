@@ -18,7 +18,10 @@ from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
 patch = Patch(
     __name__,
     affected="transformers>=5.5.2,<5.25",
-    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    upstream=(
+        "https://github.com/unslothai/unsloth-zoo/pull/813",
+        "https://github.com/huggingface/transformers/pull/45312",
+    ),
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_REENTRANT_CHECKPOINTING_PATCH",
 )
 

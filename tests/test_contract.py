@@ -1,6 +1,7 @@
 """What holds for every patch, present and future, on every release of the default run.
 
-A patch file dropped into ``nrl_patches/patches`` gets all of this without a line of test code.
+A patch file dropped into ``nrl_patches/patches`` gets all of this without a line of test code, but for what it is to
+users: ``ways/subjects.py`` must know that of it.
 """
 
 import fnmatch

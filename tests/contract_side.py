@@ -16,6 +16,7 @@ Goes the named ways of a subject only, in the process as it is.
 """
 
 import contextlib
+import ctypes
 import functools
 import importlib
 import json
@@ -28,8 +29,8 @@ from pathlib import Path
 
 from ways.subjects import SUBJECTS
 
-SECONDS = 580
-"""Less than the caller waits: a fork outlives the process that it was made by."""
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h: a caller that has waited long enough kills this process, and a fork would stay behind."""
 
 COMMON = (
     "torch",
@@ -60,7 +61,7 @@ def forked(function, *args):
         if pid == 0:
             code = 1
             try:
-                signal.alarm(SECONDS)
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 file.write_text(json.dumps(function(*args)), encoding="utf-8")
                 code = 0
             except BaseException:  # noqa: BLE001 - the fork must end here

@@ -27,12 +27,12 @@ ENVIRONMENTS = (
     "transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
-    "transformers==5.23.0",
+    "transformers==5.24.0",
     "nemo-automodel==0.3.0 & transformers==5.9.0",
     "nemo-automodel==0.4.0 & transformers==5.5.0",  # its pin
     "nemo-automodel==0.5.0 & transformers==5.8.1",  # its pin; heeds the dtype that was asked for
     "nemo-automodel==0.6.0 & transformers==5.12.1",  # its pin
-    "nemo-automodel==0.6.0 & transformers==5.23.0",
+    "nemo-automodel==0.6.0 & transformers==5.24.0",
     "nemo-automodel==0.7.0 & transformers==5.18.0",  # its pin; asks for the rules by class
     "vllm==0.6.3",
     "vllm==0.9.0.1",

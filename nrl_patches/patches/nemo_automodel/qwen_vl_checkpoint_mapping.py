@@ -25,7 +25,7 @@ from nrl_patches.patches.transformers._quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="nemo-automodel>=0.3.0,<0.7.0 & transformers>=5.9.0,<5.24",
+    affected="nemo-automodel>=0.3.0,<0.7.0 & transformers>=5.9.0,<5.25",
     upstream=(
         "https://github.com/NVIDIA-NeMo/Automodel/pull/3749",
         "https://github.com/huggingface/transformers/pull/45661",

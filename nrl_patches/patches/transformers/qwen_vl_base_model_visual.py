@@ -22,7 +22,7 @@ from nrl_patches.patches.transformers._quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.13.0,<5.24",
+    affected="transformers>=5.13.0,<5.25",
     upstream=("https://github.com/huggingface/transformers/pull/46881",),
     opt_out="NRL_DISABLE_QWENVL_VISION_PATCH",
 )
@@ -52,7 +52,7 @@ def leave_tower(lookup: Callable[..., Any]) -> Callable[..., Any]:
 
     def lookup_leaving_tower(model_type: str) -> Any:
         rules = lookup(model_type)
-        if model_type in _qwen_vl.HEADS_OF_BASES and moves_tower(rules):
+        if model_type in _qwen_vl.HEADS_OF_BASES and _qwen_vl.is_shipped(model_type, rules) and moves_tower(rules):
             return _qwen_vl.text_rules(lookup(_qwen_vl.HEADS_OF_BASES[model_type])) or rules
         return rules
 

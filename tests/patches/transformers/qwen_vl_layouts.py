@@ -71,10 +71,86 @@ def family(name, folder):
         own = {(n if label != "base" else f"model.{n}"): t for n, t in writer.state_dict().items()}
         found["read_again"][label] = lost(type(writer), out, own)
         shutil.rmtree(out)
+    found["subclasses"] = subclasses(head, base, folder, expected)
     tied = _qwen_vl.tiny_model(name, tied=True)
     (folder / "tied").mkdir()
     found["tied"] = lost(head, folder / "tied", _qwen_vl.save_sharded(tied, folder / "tied"))
     return found
+
+
+def subclasses(head, base, folder, expected):
+    """What a class of the user's gets of each layout, what it writes, and which rules it has beside its base's."""
+
+    class Mine(head):
+        pass
+
+    class MineNamedAlike(head):
+        pass
+
+    class MineWithoutHead(base):
+        pass
+
+    class MineOfMine(Mine):
+        def __init__(self, config):
+            super().__init__(config)
+            self.model = MineWithoutHead(config)
+            self.post_init()
+
+    MineNamedAlike.__name__ = head.__name__
+    kinds = {"head": Mine, "alike": MineNamedAlike, "nested": MineOfMine, "base": MineWithoutHead}
+    found = {}
+    for label, kind in kinds.items():
+        below = "model." if label == "base" else ""
+        layouts = ("hub", "mixed", "modules")
+        models = {layout_name: kind.from_pretrained(folder / layout_name) for layout_name in layouts}
+        states = {
+            layout_name: _qwen_vl.count_lost(m.state_dict(), expected, below=below) for layout_name, m in models.items()
+        }
+        models["hub"].save_pretrained(folder / f"{label}.mine")
+        found[label] = {**states, "saved": layout(folder / f"{label}.mine")}
+    found["sharded"] = sharded(head, folder)
+    return found
+
+
+def sharded(head, folder):
+    """The layout that the class writes which ``fully_shard`` gives a model."""
+    model = head(head.config_class.from_pretrained(folder / "hub"))
+    model.__class__ = type(f"FSDP{head.__name__}", (head,), {})
+    model.save_pretrained(folder / "sharded")
+    return layout(folder / "sharded")
+
+
+def other_families():
+    """Whether a subclass has the rules of its base: by class, by type, by none since it is built in another way."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vit = transformers.ViTModel(transformers.ViTConfig(**sizes, image_size=4, patch_size=2))
+    mixtral = transformers.MixtralConfig(**sizes, num_key_value_heads=2, num_local_experts=2, vocab_size=8)
+    moe, rebuilt = transformers.MixtralModel(mixtral), transformers.MixtralModel(mixtral)
+    rebuilt.layers[0].block_sparse_moe = torch.nn.Linear(1, 1)  # a name that the rules know from the hub
+    found = {}
+    for label, model in {"ViT": vit, "Mixtral": moe, "rebuilt": rebuilt}.items():
+        native = ask(model)
+        model.__class__ = type("Mine", (type(model),), {})
+        found[label] = "as its base" if ask(model) == native else "none" if not ask(model) else "others"
+        found[f"{label} left as it was"] = "is_custom_code" not in vars(model)
+    return found
+
+
+def registered(name):
+    """What a subclass of Qwen2-VL gets once the user has registered a rule under a name."""
+    model = _qwen_vl.tiny_model()
+    model.__class__ = type("MineToo", (type(model),), {})
+    rule = conversion_mapping.WeightRenaming(source_patterns="^theirs", target_patterns="ours")
+    conversion_mapping.register_checkpoint_conversion_mapping(name, [rule])
+    try:
+        return shown([rule])[0] in ask(model) and not any("^visual" in rule[1] for rule in ask(model))
+    finally:
+        del conversion_mapping._checkpoint_conversion_mapping_cache[name]
+        getattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", set()).discard(name)
+
+
+def ask(model):
+    return shown(conversion_mapping.get_model_conversion_mapping(model=model, key_mapping=None, add_legacy=False))
 
 
 def shown(rules):
@@ -120,12 +196,13 @@ def lookups():
 
 
 def own_rules():
-    """What a user registers is answered as it is."""
-    rule = conversion_mapping.WeightRenaming(source_patterns="^visual", target_patterns="model.visual")
+    """What a user registers is answered as it is, also where it leaves the tower alone or takes it away."""
     kept = {}
-    for name in ("qwen2_vl", "Qwen2VLModel"):
-        conversion_mapping.register_checkpoint_conversion_mapping(name, [rule], overwrite=True)
-        kept[name] = answers([name])[name] == shown([rule])
+    for pattern, target in (("^visual", "model.visual"), ("^theirs", "ours"), ("^model", "language_model")):
+        rule = conversion_mapping.WeightRenaming(source_patterns=pattern, target_patterns=target)
+        for name in ("qwen2_vl", "Qwen2VLModel"):
+            conversion_mapping.register_checkpoint_conversion_mapping(name, [rule], overwrite=True)
+            kept[name, pattern] = answers([name])[name] == shown([rule])
     return all(kept.values())
 
 
@@ -154,11 +231,14 @@ def lora(folder):
 
 if __name__ == "__main__":
     with quiet(), tempfile.TemporaryDirectory() as made:
-        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i}}
+        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i or "subclass" in i}}
         for number, kind in enumerate(_qwen_vl.HEADS):
             (Path(made) / str(number)).mkdir()
             report[kind] = family(kind, Path(made) / str(number))
         report["lookups"] = lookups()
+        if hasattr(conversion_mapping, "extract_weight_conversions_for_model"):
+            report["other_families"] = other_families()
+            report["registered"] = [registered("MineToo"), registered("qwen2_vl")]
         if transformers.utils.is_peft_available():
             report["lora"] = lora(Path(made))
         report["own_rules_kept"] = own_rules()

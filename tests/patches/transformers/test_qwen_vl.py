@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 
 MAPPING = "transformers.qwen_vl_checkpoint_mapping"
 TOWER = "transformers.qwen_vl_base_model_visual"
+SUBCLASS = "transformers.subclass_conversion_mapping"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 LAYOUTS = ("hub", "mixed", "modules")
 
@@ -20,7 +21,7 @@ AFFECTED = [
     ("5.5.4", MAPPING, sorted(FAMILIES)),
     ("5.12.1", MAPPING, BASES),
     ("5.13.0", TOWER, BASES),
-    ("5.23.0", TOWER, BASES),
+    ("5.24.0", TOWER, BASES),
 ]
 
 
@@ -82,7 +83,7 @@ def test_unpatched_up_to_5_12_1_the_class_without_a_head_loses_the_text():
         assert [lost(found, layout, "base") for layout in LAYOUTS] == [(0, text), (0, text), (0, 0)]
 
 
-@pytest.mark.parametrize("version", cases([("5.13.0",), ("5.23.0",)]))
+@pytest.mark.parametrize("version", cases([("5.13.0",), ("5.24.0",)]))
 def test_unpatched_from_5_13_0_on_the_class_without_a_head_loses_the_tower(version):
     for family in FAMILIES:
         found = layouts(version, patched=False)[family]
@@ -126,6 +127,53 @@ def test_lora_adapters_keep_their_names_and_load(version):
     assert on["lost"] == off["lost"] == 0
 
 
+BY_CLASS = cases(row[:1] for row in AFFECTED[1:])
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+@pytest.mark.parametrize("kind", ["head", "alike", "nested", "base"])
+def test_a_subclass_loads_every_layout_and_writes_that_of_its_base(version, kind):
+    report = layouts(version, patched=True)
+    assert report["status"][SUBCLASS] == "applied"
+    for family in FAMILIES:
+        found = report[family]["subclasses"][kind]
+        assert [found[layout] for layout in LAYOUTS] == [[0, 0]] * 3
+        assert found["saved"] == report[family]["saved"]["base" if kind == "base" else "head"]
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_unpatched_a_subclass_loses_the_text(version):
+    for family in FAMILIES:
+        found = layouts(version, patched=False)[family]
+        text = found["of"][1] - 1
+        for kind in ("head", "nested", "base"):
+            assert [found["subclasses"][kind][layout] for layout in LAYOUTS] == [[0, text], [0, text], [0, 0]]
+        assert found["subclasses"]["head"]["saved"].keys() == {"model.visual", "model.language_model", "lm_head"}
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_what_fsdp2_makes_of_a_class_is_saved_in_the_layout_of_the_hub(version):
+    for family in FAMILIES:
+        found = {patched: layouts(version, patched=patched)[family] for patched in (False, True)}
+        assert found[True]["subclasses"]["sharded"] == found[True]["saved"]["fresh"]
+        assert found[False]["subclasses"]["sharded"].keys() == {"model.visual", "model.language_model", "lm_head"}
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_subclasses_of_other_families_get_the_rules_of_their_base_unless_they_are_built_in_another_way(version):
+    found = layouts(version, patched=True)["other_families"]
+    assert (found["ViT"], found["Mixtral"]) == ("as its base", "as its base")
+    assert all(found[f"{label} left as it was"] for label in ("ViT", "Mixtral", "rebuilt"))
+    unpatched = layouts(version, patched=False)["other_families"]
+    assert unpatched["ViT"] == "none"
+    assert found["rebuilt"] == unpatched["rebuilt"]
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_what_a_user_registers_for_a_subclass_or_its_type_wins(version):
+    assert layouts(version, patched=True)["registered"] == layouts(version, patched=False)["registered"] == [True, True]
+
+
 def test_inert_between_the_ranges():
     report = layouts("5.8.1", patched=True)
     assert set(report["status"].values()) <= {"not-affected", "not-installed"}
@@ -133,7 +181,7 @@ def test_inert_between_the_ranges():
     assert not report["lookups"]["replaced"]
 
 
-@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.23.0", TOWER)])
+@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.24.0", TOWER)])
 def test_a_renamed_target_is_drift(version, patch_id):
     done = run_on(
         f"transformers=={version}",
@@ -149,7 +197,7 @@ def test_a_renamed_target_is_drift(version, patch_id):
     assert found["warnings"] == 1
 
 
-@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.23.0", TOWER)])
+@pytest.mark.parametrize(("version", "patch_id"), [("5.5.4", MAPPING), ("5.24.0", TOWER)])
 def test_the_opt_out(version, patch_id):
     opt_out = {"NRL_DISABLE_QWENVL_VISION_PATCH": "1"}
     found = results(run_on(f"transformers=={version}", HERE.parent / "probe_alone.py", patch_id, **opt_out))

@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 import transformers
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 from transformers import conversion_mapping
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping as copied_by_name
 
@@ -206,6 +207,17 @@ def own_rules():
     return all(kept.values())
 
 
+def save_with_old_names(adapter, folder):
+    """Write an adapter again as transformers before 4.52 named its tensors."""
+    folder.mkdir()
+    prefix = "base_model.model."
+    tensors = load_file(adapter / "adapter_model.safetensors")
+    old = {prefix + _qwen_vl.hub_name(name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
+    save_file(old, folder / "adapter_model.safetensors", {"format": "pt"})
+    shutil.copy(adapter / "adapter_config.json", folder)
+    return folder
+
+
 def lora(folder):
     """A LoRA adapter, saved and loaded by PEFT."""
     import peft
@@ -218,6 +230,20 @@ def lora(folder):
     adapted.save_pretrained(folder / "adapter")
     again = peft.PeftModel.from_pretrained(type(model).from_pretrained(folder / "lora"), folder / "adapter")
     expected = {n: t for n, t in adapted.state_dict().items() if "lora_" in n}
+    old = save_with_old_names(folder / "adapter", folder / "old adapter")
+    by_peft = peft.PeftModel.from_pretrained(type(model).from_pretrained(folder / "lora"), old, adapter_name="policy")
+    by_transformers = type(model).from_pretrained(folder / "lora")
+    by_transformers.load_adapter(str(old))
+    lost_of_old = {
+        "peft": [
+            n for n, t in expected.items() if not torch.equal(by_peft.state_dict()[n.replace("default", "policy")], t)
+        ],
+        "transformers": [
+            n
+            for n, t in expected.items()
+            if not torch.equal(by_transformers.state_dict()[n.removeprefix("base_model.model.")], t)
+        ],
+    }
     adapted.merge_and_unload().save_pretrained(folder / "merged")
     with safe_open(folder / "adapter" / "adapter_model.safetensors", "pt") as file:
         names = sorted(file.keys())
@@ -225,18 +251,19 @@ def lora(folder):
         "lost": sum(not torch.equal(again.state_dict()[n], t) for n, t in expected.items()),
         "of": len(expected),
         "names": names[:1] + names[-1:],
+        "lost_of_old": {how: (sum("visual." in n for n in lost), len(lost)) for how, lost in lost_of_old.items()},
         "merged": layout(folder / "merged"),
     }
 
 
 if __name__ == "__main__":
     with quiet(), tempfile.TemporaryDirectory() as made:
-        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i or "subclass" in i}}
+        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "nemo" not in i}}
         for number, kind in enumerate(_qwen_vl.HEADS):
             (Path(made) / str(number)).mkdir()
             report[kind] = family(kind, Path(made) / str(number))
         report["lookups"] = lookups()
-        if hasattr(conversion_mapping, "extract_weight_conversions_for_model"):
+        if "ViTModel" in _qwen_vl.registered_rules():  # from 5.9.0 on: rules by class
             report["other_families"] = other_families()
             report["registered"] = [registered("MineToo"), registered("qwen2_vl")]
         if transformers.utils.is_peft_available():

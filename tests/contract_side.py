@@ -132,7 +132,7 @@ def on(environment):
     report = {patch.id: observed(patch) for patch in registry}
     for patch_id, status in nrl_patches.status().items():
         patch = registry.patches[patch_id]
-        marks = [getattr(raw, MARK, None) for raw in held(patch)]
+        marks = [getattr(getattr(raw, "__func__", raw), MARK, None) for raw in held(patch)]
         marked = any(mark is not None and patch_id in mark.ids for mark in marks)
         applied = status.state == "applied"
         report[patch_id] |= {
@@ -207,7 +207,8 @@ def permutations_of(patch, registry, before):
     yield "apply twice", same(held(patch), fixed)
     with activation.undo(patch.id):
         yield "undo", same(held(patch), before)
-        activation.undo(patch.id)
+        with activation.undo(patch.id):  # Each undo is held until its own block is left.
+            pass
         yield "undo twice", same(held(patch), before)
     yield "apply again", states(activation)[patch.id] == state
     yield "replaced again", same(held(patch), before) is not (state == "applied")

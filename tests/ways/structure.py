@@ -20,6 +20,7 @@ from nrl_patches.targets import MARK
 KINDS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.ismethod)
 NAMES = ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__")
 VARIADIC = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+UNCALLED = "the probe does not call it"
 PROBES = 6
 """How often a probe is asked again for the forms of a call."""
 
@@ -32,22 +33,29 @@ def structure(patch):
     # At once: to undo takes a search of the heap.
     with nrl_patches.undo(patch.id):
         undone = {fix: Undone(owner, name) for fix, (owner, name) in places.items()}
+    uncalled = []
     for fix, (owner, name) in places.items():
-        function = plain(vars(owner)[name])
+        function = function_of(owner, name)
         pristine = getattr(function, MARK).pristine
         method = inspect.isclass(owner)
         yield f"{fix.qualname} looks like the original", differences(function, pristine)
-        yield f"{fix.qualname} is copied and pickled by name", copied(function, pristine)
+        yield f"{fix.qualname} is copied and pickled by name", copied(function, own=name in undone[fix].namespace)
         yield f"{fix.qualname} leaves the rest of its owner alone", owner_changed(undone[fix], owner, name, patch)
         yield f"{fix.qualname} binds the calls of the original", unbound(fix, pristine, method)
         yield f"{fix.qualname} refuses the calls that the original refuses", accepted(function, pristine)
-        yield f"{fix.qualname} called in every form", called(patch, owner, name, method)
-        if method:
-            yield f"{fix.qualname} by super() of a class made before", inherited(patch, owner, name, undone[fix].below)
-            yield f"{fix.qualname} by super() of a class made after", inherited(patch, owner, name, Below(owner, name))
-        else:
+        problem = called(patch, owner, name, method)
+        uncalled.append(problem == UNCALLED)
+        # A fix that the probe has no need of is reached by the ways of its subject.
+        if not uncalled[-1]:
+            yield f"{fix.qualname} called in every form", problem
+            if method:
+                before, after = undone[fix].below, Below(owner, name)
+                yield f"{fix.qualname} by super() of a class made before", inherited(patch, owner, name, before)
+                yield f"{fix.qualname} by super() of a class made after", inherited(patch, owner, name, after)
+        if not method:
             held = undone[fix].holder.copy
             yield f"{fix.qualname} copied by name before", None if held is function else "keeps what it had"
+    yield "the probe calls what the patch replaces", UNCALLED if all(uncalled) else None
 
 
 class Undone:
@@ -85,13 +93,19 @@ class Below:
             return getattr(super(self.kind, first), name)(*args, **kwargs)
 
         # In its base's module: transformers reads the source of the module that a model's class is from.
-        space = {"__module__": owner.__module__, name: method}
+        binding = type(inspect.getattr_static(owner, name))
+        space = {"__module__": owner.__module__, name: classmethod(method) if binding is classmethod else method}
         self.kind = type(owner)(f"Renamed{owner.__name__}", (owner,), space)
 
 
 def owner_of(fix):
     *path, name = fix.qualname.split(".")
     return functools.reduce(getattr, path, importlib.import_module(fix.module)), name
+
+
+def function_of(owner, name):
+    """The function of a target, which its owner may inherit while the patch is undone."""
+    return plain(inspect.getattr_static(owner, name))
 
 
 def plain(raw):
@@ -114,16 +128,16 @@ def differences(function, pristine):
     return ", ".join(wrong) or None
 
 
-def copied(function, pristine):
-    with contextlib.suppress(Exception):
-        pickle.dumps(pristine)  # By name: that it is not found under its name any more is as good as any other answer.
+def copied(function, *, own):
+    if copy.deepcopy(function) is not function or copy.copy(function) is not function:
+        return "deepcopy gives another one"
+    if not own:  # What the owner inherited is pickled under the name of a base that is not patched.
+        return None
     try:
         again = pickle.loads(pickle.dumps(function))
     except Exception as error:  # noqa: BLE001 - whatever it is, the original could be pickled
         return f"pickle: {error}"
-    if again is not function:
-        return "pickle gives another one"
-    return None if copy.deepcopy(function) is function is copy.copy(function) else "deepcopy gives another one"
+    return None if again is function else "pickle gives another one"
 
 
 def owner_changed(undone, owner, name, patch):
@@ -132,9 +146,10 @@ def owner_changed(undone, owner, name, patch):
     moved = {n for n in now.keys() | before.keys() if n not in others and now.get(n) is not before.get(n)}
     if moved:
         return f"changed too: {sorted(moved)}"
-    if type(now[name]) is not type(before[name]):
+    if name in before and type(now[name]) is not type(before[name]):
         return f"a {type(before[name]).__name__} became a {type(now[name]).__name__}"
-    return None if list(now) == list(before) else "the order of its namespace"
+    in_order = [[n for n in namespace if n not in others] for namespace in (now, before)]
+    return None if in_order[0] == in_order[1] else "the order of its namespace"
 
 
 def bare(function):
@@ -218,7 +233,7 @@ def rewritten(bound, positional, given):
 
 def called(patch, owner, name, method):
     """Rewrite each call that the probe makes into the next form of those that the signature allows."""
-    signature = inspect.signature(plain(vars(owner)[name]))
+    signature = inspect.signature(function_of(owner, name))
     ways = list(splits(signature, int(method)))
     # The ends first: where a probe makes a single call, there is no time for all that lies between.
     ways = [ways[0], ways[-1], *ways[-2:-1], *ways[1:-2]]
@@ -227,7 +242,7 @@ def called(patch, owner, name, method):
     for _ in range(PROBES):
         problem, count = asked_in_forms(patch, owner, name, forms[made:])
         if not count:
-            return "the probe does not call it"
+            return UNCALLED
         if problem:
             shown = [f"{len(positional)} by position, {which}" for (positional, _), which in forms[made : made + count]]
             with nrl_patches.undo(patch.id):
@@ -243,7 +258,7 @@ def called(patch, owner, name, method):
 
 def asked_in_forms(patch, owner, name, forms):
     """Ask the probe, whose calls take the forms one by one; return what is wrong, and how many calls there were."""
-    function = plain(vars(owner)[name])
+    function = function_of(owner, name)
     made = Forms(function, forms)
 
     def apart(*args, **kwargs):
@@ -273,7 +288,7 @@ def replaced(old, new, owner, name):
         for key, value in list(getattr(module, "__dict__", {}).items())
         if value is old
     ]
-    raw = vars(owner)[name]
+    inherits, raw = name not in vars(owner), inspect.getattr_static(owner, name)
     setattr(owner, name, new if type(raw) is type(new) or inspect.isclass(new) else type(raw)(new))
     for module, key in held:
         setattr(module, key, new)
@@ -282,12 +297,15 @@ def replaced(old, new, owner, name):
     finally:
         for module, key in held:
             setattr(module, key, old)
-        setattr(owner, name, raw)
+        if inherits:
+            delattr(owner, name)
+        else:
+            setattr(owner, name, raw)
 
 
 def inherited(patch, owner, name, below):
     """Put a derived class in its base's place while the probe runs: each of its calls reaches the fix once."""
-    function = plain(vars(owner)[name])
+    function = function_of(owner, name)
     reached = 0
 
     def count(frame, event, _):
@@ -301,7 +319,7 @@ def inherited(patch, owner, name, below):
         finally:
             sys.setprofile(None)
     if problem is None and not below.calls:
-        problem = "the probe does not call it"
+        problem = UNCALLED
     # Two patches of one target may be the same function twice.
     if problem is None and reached not in {below.calls, below.calls * len(getattr(function, MARK).ids)}:
         problem = f"{below.calls} calls reached the fix {reached} times"

@@ -144,7 +144,7 @@ SUBJECTS = (
     ),
     Subject(
         "Qwen-VL in transformers",
-        patches=("transformers.qwen_vl_*",),
+        patches=("transformers.qwen_vl_*", "transformers.subclass_conversion_mapping", "peft.adapter_names_*"),
         module="qwen_vl",
         environments={f"transformers=={v}": {} for v in ("5.4.0", "5.5.4", "5.9.0", "5.12.1", "5.13.0", "5.23.0")},
         covers={

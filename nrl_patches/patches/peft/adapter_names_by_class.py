@@ -64,7 +64,7 @@ def class_with_rules(model: Any) -> str | None:
     guard=lambda convert: objection_unless(
         convert,
         parameters="model peft_config adapter_state_dict adapter_name",
-        attributes="model_type get_checkpoint_conversion_mapping get_model_conversion_mapping",
+        attributes="get_checkpoint_conversion_mapping get_model_conversion_mapping",
     ),
 )
 def by_class(convert: Callable[..., Any]) -> Callable[..., Any]:

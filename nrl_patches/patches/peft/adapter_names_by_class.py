@@ -5,14 +5,15 @@ Problem: `convert_peft_adapter_state_dict_for_transformers` (utils/transformers_
 Hit by: `PeftModel.from_pretrained(model, adapter)` of a Qwen2-VL or Qwen2.5-VL adapter from before transformers 4.52:
     none of its tensors is loaded, a warning lists the missing keys, and the model answers as if there were no adapter.
     transformers' own `model.load_adapter(adapter)` loads it.
-Fix: where the type has no rules and the classes of the model have some, PEFT hears of a class in the place of the type.
-    Only rules that rename, and none of the model's own tensors, are made use of.
+Fix: where the type has no rules and the classes of the model have some, these rename the adapter before PEFT sees it,
+    provided that they only rename, and nothing that the model itself has.
 Remove when: PEFT asks for the rules of the model; until now no release does.
 
-PEFT 0.18 and before convert nothing under transformers 5. PEFT 0.19 gives transformers its wrapper in the place of the
-model, below which rules by class do not apply; here it gives the model, as it does itself since 0.20.0.
+PEFT's own conversion is not asked to do it: it takes the new name of the vision tower back, since `model.visual.x` is
+also how `base_model.model.visual.x` ends. PEFT 0.18 and before convert nothing under transformers 5.
 """
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -31,50 +32,50 @@ patch = Patch(
 )
 
 
-class _With:
-    """Something with other attributes."""
-
-    def __init__(self, behind: Any, **attributes: Any) -> None:
-        self.__dict__.update(attributes, _behind=behind)
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._behind, name)
+PREFIX = "base_model.model."
+"""What PEFT puts in front of the names of the model."""
 
 
-def class_with_rules(model: Any) -> str | None:
-    """Return the name of a class in a model that has rules, None where nothing is to be repaired."""
+def rules_by_class(model: Any) -> list[Any]:
+    """Return the rules of a model whose type has none; empty where there is nothing to repair."""
     from transformers import conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
-    lookup = conversion_mapping.get_checkpoint_conversion_mapping
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    if model_type is None or lookup(model_type) is not None:
-        return None
-    rules = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+    if model_type is None or conversion_mapping.get_checkpoint_conversion_mapping(model_type) is not None:
+        return []
+    rules: list[Any] = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+    names = [name for name, _ in model.named_parameters()]
+    safe = all(isinstance(rule, WeightRenaming) and _renamed([rule], name) == name for rule in rules for name in names)
+    return rules if safe else []
+
+
+def _renamed(rules: list[Any], name: str) -> str:
     for rule in rules:
-        names = (name for name, _ in model.named_parameters())
-        if not isinstance(rule, WeightRenaming) or any(rule.rename_source_key(n)[0] != n for n in names):
-            return None
-    classes = dict.fromkeys(kind.__name__ for part in model.modules() for kind in type(part).__mro__)
-    return next((name for name in classes if lookup(name) is not None), None) if rules else None
+        name = rule.rename_source_key(name)[0]
+    return name
 
 
 @patch.fix(
     "peft.utils.transformers_weight_conversion:convert_peft_adapter_state_dict_for_transformers",
     guard=lambda convert: objection_unless(
         convert,
-        parameters="model peft_config adapter_state_dict adapter_name",
+        parameters="model peft_config adapter_state_dict",
         attributes="get_checkpoint_conversion_mapping get_model_conversion_mapping",
     ),
 )
 def by_class(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the conversion that is shown a class in the place of the model type."""
+    """Build the conversion that also knows rules by class."""
+    signature = inspect.signature(convert)
 
-    def convert_by_class(model: Any, *args: Any, **kwargs: Any) -> Any:
+    def convert_by_class(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        model, config, tensors = (call.arguments[n] for n in ("model", "peft_config", "adapter_state_dict"))
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
-        name = class_with_rules(base)
-        seen = model if name is None else _With(base, config=_With(base.config, model_type=name))
-        return convert(seen, *args, **kwargs)
+        rules = rules_by_class(base) if config.peft_type == "LORA" else []
+        renamed = {n: PREFIX + _renamed(rules, n.removeprefix(PREFIX)) for n in tensors if n.startswith(PREFIX)}
+        call.arguments["adapter_state_dict"] = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+        return convert(*call.args, **call.kwargs)
 
     return convert_by_class
 
@@ -89,11 +90,11 @@ def adapter_is_not_loaded() -> Observation:
     with quiet():
         config = peft.LoraConfig(r=1, target_modules=["q_proj", "qkv"])
         model = peft.get_peft_model(_qwen_vl.tiny_model(), config)
-        names = [name.removeprefix("base_model.model.") for name in peft.get_peft_model_state_dict(model)]
-        old = {f"base_model.model.{_qwen_vl.hub_name(name)}": torch.zeros(1) for name in names}
+        names = [name.removeprefix(PREFIX) for name in peft.get_peft_model_state_dict(model)]
+        old = {PREFIX + _qwen_vl.hub_name(name): torch.zeros(1) for name in names}
         found = transformers_weight_conversion.convert_peft_adapter_state_dict_for_transformers(model, config, old)
-    lost = [name for name in names if f"base_model.model.{name}" not in found]
+    lost = [name for name in names if PREFIX + name not in found]
     vision = sum("visual." in name for name in lost)
-    # The tower alone is what PEFT 0.19 loses under transformers that keep the rules by type.
+    # The tower alone is lost where the rules are kept by type: then PEFT converts, and takes back.
     evidence = {"vision_lost": vision, "text_lost": len(lost) - vision, "tensors": len(names)}
     return Observation(len(lost) > vision, evidence)

@@ -4,6 +4,7 @@
 the installed release has the defect. README.md tells how to ask what was applied and how to switch patches off.
 """
 
+import nrl_patches.run_as_module as _  # noqa: F401 - before everything else, see there
 from nrl_patches.activation import default_activation
 from nrl_patches.children import activation_path
 from nrl_patches.declaration import Observation, Patch

@@ -7,29 +7,26 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from types import ModuleType
 
 from nrl_patches import registry as registries
-from nrl_patches.affected import Answer, Decision
-from nrl_patches.application import apply_fixes, block, drifted, failed, remove_fixes
-from nrl_patches.declaration import Fix, Patch
-from nrl_patches.errors import DriftedError, PatchError, SettingsError, UndoError, explain_problem
-from nrl_patches.hooks import call_when_executed, withdraw
+from nrl_patches.application import check_own, failed, remove_fixes
+from nrl_patches.declaration import Patch
+from nrl_patches.errors import PatchError, SettingsError, UndoError
+from nrl_patches.hooks import call_when_bypassed, call_when_executed, keep_first, withdraw
 from nrl_patches.installed import find_installed
 from nrl_patches.modules import is_executing, is_lazy
-from nrl_patches.replacement import PROCESS_LOCK, check_removable, slot_of
+from nrl_patches.replacement import PROCESS_LOCK, check_removable
 from nrl_patches.settings import Settings
+from nrl_patches.settlement import Outcome, give_up, settle, unapplicable
+from nrl_patches.standing import status_of
 from nrl_patches.status import Record, State, Status
-from nrl_patches.targets import MismatchError
+from nrl_patches.telling import tell
 from nrl_patches.undone import Undone
 
 __all__ = ["Activation", "default_activation"]
-
-logger = logging.getLogger("nrl_patches")
-
-_UNAFFECTED = {Answer.NO: State.NOT_AFFECTED, Answer.NOT_INSTALLED: State.NOT_INSTALLED}
 
 
 class Activation:
@@ -68,11 +65,13 @@ class Activation:
                 return
             self._started = True
         self.settings = Settings.read(self._environ, self.registry)
+        if self.settings.enabled:
+            call_when_bypassed(self._catch_up)
         try:
             self._report_problems()
             for patch in self.registry:
                 if patch.id in self.settings.disabled:
-                    self._set(patch, State.DISABLED, self.settings.disabled[patch.id])
+                    self._records[patch.id] = Record(State.DISABLED, self.settings.disabled[patch.id])
                 else:
                     self._hook(patch)
         except PatchError as error:
@@ -85,9 +84,10 @@ class Activation:
     def status(self) -> dict[str, Status]:
         """Return the status of every patch as it is now, by id. Imports nothing.
 
-        A target that was imported past the import hooks (by ``exec_module``, or by a finder that somebody put in front)
-        is noticed here at the latest, and its patch applied.
+        A target that was imported past the import hooks (by ``exec_module``, or while somebody had put another list in
+        the place of ``sys.meta_path``) is noticed here at the latest, and its patch applied.
         """
+        keep_first()
         self._catch_up()
         remembered = self.remembered()
         statuses = {patch.id: self._status(patch) for patch in self.registry}
@@ -118,18 +118,34 @@ class Activation:
             UndoError: An id is unknown, another copy of this package applied it, or another party has patched on top;
                 nothing is undone then.
         """
+        return self._undo(ids, "undone by nrl_patches.undo")
+
+    def _undo(self, ids: Sequence[str], reason: str) -> Undone:
         with PROCESS_LOCK:
-            named = [self._patch(i) for i in ids or tuple(i for i, record in self._records.items() if record.done)]
-            patches = [patch for patch in named if self._records[patch.id].state is not State.DISABLED]
+            everything = [i for i, record in self._records.items() if record.done or record.holds]
+            named = [self.registry.find(patch_id) for patch_id in dict.fromkeys(ids or everything)]
+            held = [patch for patch in named if patch.id not in self.settings.disabled]
+            patches = [patch for patch in held if self._records[patch.id].state is not State.DISABLED]
             for patch in patches:
-                self._check_own(patch)
+                check_own(patch, self._records[patch.id])
                 check_removable(patch.id, patch.fixes)
             for patch in patches:
                 self._unhook(patch)
-                notes = tuple(remove_fixes(patch))
-                self._records[patch.id] = Record(State.DISABLED, "undone by nrl_patches.undo", notes)
-            self._changed()
-        return Undone(self.apply, tuple(patch.id for patch in patches))
+                self._records[patch.id] = Record(State.DISABLED, reason, tuple(remove_fixes(patch)))
+            records = {patch.id: self._records[patch.id] for patch in held}
+            for record in records.values():
+                record.holds += 1
+            self.on_change()
+        return Undone(self._release, records)
+
+    def _release(self, records: Mapping[str, Record]) -> None:
+        with PROCESS_LOCK:
+            for record in records.values():
+                record.holds -= 1
+            # One that was applied meanwhile has another record now.
+            free = [i for i, record in records.items() if not record.holds and self._records[i] is record]
+            self._records |= {patch_id: Record() for patch_id in free}
+        self._hook_again(free)
 
     def leave_out(self, reasons: Mapping[str, str]) -> None:
         """Do without the patches that are off in the process that started this one.
@@ -143,89 +159,99 @@ class Activation:
         obstacles = []
         for patch_id, reason in reasons.items():
             if patch_id in self.registry.patches and self._records[patch_id].state is not State.DISABLED:
+                where = ", in the parent process"
                 try:
-                    self.undo(patch_id)
+                    self._undo([patch_id], f"{reason.removesuffix(where)}{where}")
                 except UndoError as obstacle:
                     obstacles.append(obstacle)
-                    logger.warning("off in the parent process, but still applied here: %s", obstacle)
-                    continue
-                where = ", in the parent process"
-                self._records[patch_id].reason = f"{reason.removesuffix(where)}{where}"
-        self._changed()
+                    tell(logging.WARNING, f"off in the parent process, but still applied here: {obstacle}")
         if obstacles and self.settings.strict:
             raise obstacles[0]
 
     def apply(self, *ids: str) -> None:
-        """Apply patches that were undone, now or as soon as their targets are imported.
+        """Apply patches that were undone, now or as soon as their targets are imported, and try again what went wrong.
+
+        A patch that has drifted or failed is tried anew: what stood in its way may have gone. Why one that is named
+        here cannot be applied is said in a warning.
 
         Args:
-            ids: The patches; all undone ones if none is named. One that a variable switched off stays off.
+            ids: The patches; all that were undone, have drifted or failed if none is named. One that a variable
+                switched off stays off.
+
+        Raises:
+            UndoError: An id is unknown.
+            PatchError: Under strict mode, whatever goes wrong.
         """
-        for patch_id in ids or tuple(self._records):
-            patch = self._patch(patch_id)
-            if self._records[patch_id].state is State.DISABLED and patch_id not in self.settings.disabled:
-                self._records[patch_id] = Record()
-                self._hook(patch)
-        self._changed()
+        self._catch_up()
+        patches = [self.registry.find(patch_id) for patch_id in ids] or list(self.registry)
+        for patch in patches:
+            record, found = self._records[patch.id], self._status(patch)
+            undone = found.state is State.DISABLED and patch.id not in self.settings.disabled
+            again = undone or found.state in {State.DRIFTED, State.FAILED}
+            with PROCESS_LOCK:
+                if again and self._records[patch.id] is record:
+                    self._records[patch.id] = Record()
+            if again:
+                self._hook_again([patch.id])
+            elif ids and found.state not in {State.APPLIED, State.PENDING}:
+                tell(logging.WARNING, unapplicable(patch, found))
 
     def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
         """Apply the fixes of a patch that belong to the module which has just been executed."""
-        try:
-            self._decide(patch, name, module)
-        finally:
-            self._changed()
-
-    def _decide(self, patch: Patch, name: str, module: ModuleType) -> None:
-        fixes = [fix for fix in patch.fixes if fix.module == name]
-        forced = patch.id in self.settings.forced
-        try:
+        try:  # It looks for packages, and so is not done under the lock.
             decision = patch.affected.decide(find_installed)
-            if decision.answer in _UNAFFECTED and not forced:
-                self._set(patch, _UNAFFECTED[decision.answer], decision.reason)
-                return
-            with PROCESS_LOCK:
-                if self._records[patch.id].state is State.DISABLED:
-                    return  # Undone by another thread since.
-                notes = apply_fixes(patch, fixes, module)
-        except MismatchError as mismatch:
-            if decision.answer is Answer.UNDECIDED and not forced:
-                self._set(patch, State.NOT_AFFECTED, f"{decision.reason}; the guard decided: {mismatch.found}")
-            else:
-                self._give_up(patch, drifted(patch, mismatch, decision))
-        except Exception as error:  # noqa: BLE001 - a fix may raise anything; the host's import must go on
-            self._give_up(patch, failed(patch, error))
+        except Exception as error:  # noqa: BLE001 - whoever stands in sys.meta_path may raise anything
+            failure = failed(patch, error)
+            outcome, record = self._settle(patch, lambda r: give_up(patch, r, failure))
         else:
-            self._applied(patch, fixes, _why(decision, forced=forced), notes)
+            forced = patch.id in self.settings.forced
+            fixes = [fix for fix in patch.fixes if fix.module == name]
+            outcome, record = self._settle(patch, lambda r: settle(patch, r, fixes, module, decision, forced=forced))
+        # Nor is any of this: handlers have locks of their own, and a traceback reads source files.
+        if outcome.error is not None:
+            cause = outcome.error.__cause__
+            record.traceback = "".join(traceback.format_exception(cause)) if cause else ""
+            if self.settings.strict:
+                raise outcome.error
+        if outcome.text:
+            tell(outcome.level, outcome.text)
         self._catch_up()
+
+    def _settle(self, patch: Patch, how: Callable[[Record], Outcome]) -> tuple[Outcome, Record]:
+        with PROCESS_LOCK:
+            record = self._records[patch.id]
+            # Another thread may have undone it since.
+            outcome = Outcome() if record.state is State.DISABLED else how(record)
+            self.on_change()
+        return outcome, record
 
     def _catch_up(self) -> None:
         for patch_id, name in tuple(self._awaited):
             module = sys.modules.get(name)
             if not isinstance(module, ModuleType) or is_executing(name) or is_lazy(module):
                 continue
-            self._awaited.discard((patch_id, name))
-            patch, record = self.registry.patches[patch_id], self._records[patch_id]
-            missing = any(fix.module == name and fix.target not in record.done for fix in patch.fixes)
-            if record.state is State.PENDING and missing:
-                record.notes += (f"{name} was imported past the import hook, and may have been used before",)
+            with PROCESS_LOCK:
+                self._awaited.discard((patch_id, name))
+                patch, record = self.registry.patches[patch_id], self._records[patch_id]
+                missing = any(fix.module == name and fix.target not in record.done for fix in patch.fixes)
+                bypassed = record.state is State.PENDING and missing
+                if bypassed:
+                    record.notes += (f"{name} was imported past the import hook, and may have been used before",)
+            if bypassed:
                 self.on_executed(patch, name, module)
-
-    def _check_own(self, patch: Patch) -> None:
-        record = self._records[patch.id]
-        if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
-            raise UndoError(
-                explain_problem(
-                    patch.id,
-                    expected="a patch that this copy of nrl_patches applied",
-                    found="; ".join((record.reason, *record.notes)),
-                    next_step="undo it through that copy",
-                )
-            )
 
     def _hook(self, patch: Patch) -> None:
         for name in dict.fromkeys(fix.module for fix in patch.fixes):
             call_when_executed(name, _Callback(self, patch, name))
-            self._awaited.add((patch.id, name))
+            with PROCESS_LOCK:
+                if self._records[patch.id].state is not State.DISABLED:
+                    self._awaited.add((patch.id, name))
+
+    def _hook_again(self, ids: Sequence[str]) -> None:
+        for patch_id in ids:
+            self._hook(self.registry.patches[patch_id])
+        with PROCESS_LOCK:  # What waits for its import has changed as well.
+            self.on_change()
 
     def _unhook(self, patch: Patch) -> None:
         for name in {fix.module for fix in patch.fixes}:
@@ -233,77 +259,13 @@ class Activation:
             self._awaited.discard((patch.id, name))
 
     def _status(self, patch: Patch) -> Status:
-        record = self._records[patch.id]
-        status = Status(patch.id, record.state, record.reason, record.notes, record.traceback)
-        if record.state is State.PENDING:
-            decision = patch.affected.decide(find_installed)
-            if decision.answer in _UNAFFECTED and patch.id not in self.settings.forced:
-                return replace(status, state=_UNAFFECTED[decision.answer], reason=decision.reason)
-            return replace(status, reason=f"{decision.reason}; {record.awaits(patch)}")
-        for fix in patch.fixes if record.state is State.APPLIED else ():
-            slot = slot_of(patch.id, fix)
-            if slot is not None and slot.intruder is not None:
-                if not slot.is_reached:
-                    return replace(
-                        status, state=State.DRIFTED, reason=f"{fix.target} was replaced since by {slot.intruder}"
-                    )
-                doubt = "" if slot.is_called else ", which may not call it"
-                note = f"{fix.qualname} was wrapped since by {slot.intruder}{doubt}"
-                status = replace(status, notes=(*status.notes, note))
-        return status
-
-    def _applied(self, patch: Patch, fixes: list[Fix], reason: str, notes: list[str]) -> None:
-        record = self._records[patch.id]
-        again = all(fix.target in record.done for fix in fixes)
-        record.done.update(fix.target for fix in fixes)
-        record.notes = tuple(dict.fromkeys((*record.notes, *notes)))
-        if len(record.done) == len(patch.fixes):
-            self._set(patch, State.APPLIED, reason)
-            if not again:
-                logger.info("applied %s: %s", patch.id, "; ".join((reason, *record.notes)))
-
-    def _give_up(self, patch: Patch, error: PatchError) -> None:
-        record = self._records[patch.id]
-        state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
-        told = (record.state, record.reason) == (state, str(error))
-        record.done = {fix.target for fix in patch.fixes if slot_of(patch.id, fix) is not None}
-        if record.done:
-            record.notes += (f"still in place, under somebody else's patch: {', '.join(sorted(record.done))}",)
-        record.traceback = "".join(traceback.format_exception(error.__cause__)) if error.__cause__ else ""
-        self._set(patch, state, str(error))
-        if patch.required:
-            try:
-                block(patch, str(error))
-            except Exception as obstacle:  # noqa: BLE001 - a target that cannot even be blocked must not end the import
-                record.notes += (f"its target could not be blocked: {type(obstacle).__name__}: {obstacle}",)
-        if self.settings.strict:
-            raise error
-        if not told:
-            logger.log(logging.ERROR if patch.required else logging.WARNING, "%s: %s", state, error)
-
-    def _changed(self) -> None:
-        with PROCESS_LOCK:
-            self.on_change()
-
-    def _set(self, patch: Patch, state: State, reason: str) -> None:
-        record = self._records[patch.id]
-        record.state, record.reason = state, reason
-
-    def _patch(self, patch_id: str) -> Patch:
-        if patch_id in self.registry.patches:
-            return self.registry.patches[patch_id]
-        found = self.registry.retired.get(patch_id, "no patch of that name")
-        raise UndoError(
-            explain_problem(
-                patch_id, expected="the id of a patch", found=found, next_step="`nrl-patches list` shows every id"
-            )
-        )
+        return status_of(patch, self._records[patch.id], forced=patch.id in self.settings.forced)
 
     def _report_problems(self) -> None:
         if self.settings.problems and self.settings.strict:
             raise SettingsError("\n".join(self.settings.problems))
         for problem in self.settings.problems:
-            logger.warning("%s", problem)
+            tell(logging.WARNING, problem)
 
 
 @functools.cache
@@ -322,9 +284,3 @@ class _Callback:
 
     def __call__(self, module: ModuleType) -> None:
         self.activation.on_executed(self.patch, self.name, module)
-
-
-def _why(decision: Decision, *, forced: bool) -> str:
-    if decision.answer is Answer.YES:
-        return decision.reason
-    return f"{decision.reason}; {'forced by NRL_PATCHES_FORCE' if forced else 'the guard decided: the defect is there'}"

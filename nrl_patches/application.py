@@ -13,9 +13,10 @@ from nrl_patches.affected import Decision
 from nrl_patches.declaration import Build, Fix, Patch
 from nrl_patches.errors import DriftedError, FailedError, RequiredPatchError, UndoError, explain_problem
 from nrl_patches.replacement import PROCESS_LOCK, forget_if_gone, install, is_installed, slot_of, uninstall
+from nrl_patches.status import Record
 from nrl_patches.targets import MismatchError, check, locate
 
-__all__ = ["apply_fixes", "block", "drifted", "failed", "remove_fixes"]
+__all__ = ["apply_fixes", "block", "check_own", "drifted", "failed", "remove_fixes"]
 
 
 def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[str]:
@@ -46,6 +47,23 @@ def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[
             raise
         elsewhere = {site.mark.copy for fix, site in sites if site.mark and slot_of(patch.id, fix) is None}
     return [*notes, *(f"applied by the copy of nrl_patches in {copy}" for copy in sorted(elsewhere))]
+
+
+def check_own(patch: Patch, record: Record) -> None:
+    """Check that it was this copy of the package that applied a patch.
+
+    Raises:
+        UndoError: It was another one.
+    """
+    if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
+        raise UndoError(
+            explain_problem(
+                patch.id,
+                expected="a patch that this copy of nrl_patches applied",
+                found="; ".join((record.reason, *record.notes)),
+                next_step="undo it through that copy",
+            )
+        )
 
 
 def remove_fixes(patch: Patch) -> list[str]:

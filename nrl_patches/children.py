@@ -20,10 +20,9 @@ from typing import Any
 from nrl_patches.errors import FailedError, explain_problem
 from nrl_patches.hooks import call_when_executed
 from nrl_patches.modules import process_module
+from nrl_patches.telling import tell
 
 __all__ = ["activation_path", "cover_children", "parent_version"]
-
-logger = logging.getLogger("nrl_patches")
 
 _KEY = "nrl_patches"
 _MARK = "_nrl_patches_original"
@@ -46,7 +45,11 @@ except Exception as error:
     if strict:
         raise
     import logging
-    logging.getLogger("nrl_patches").error(missing, os.getpid(), sys.executable, type(error).__name__, error)
+    logger = logging.getLogger("nrl_patches")
+    told = (os.getpid(), sys.executable, type(error).__name__, error)
+    logger.error(missing, *told)
+    if not logger.isEnabledFor(logging.ERROR) and sys.stderr is not None:  # Set up so that nobody would read it.
+        print("nrl_patches: " + missing % told, file=sys.stderr, flush=True)
     try:
         from nrl_patches_startup import keep_failure
         keep_failure("multiprocessing", error)
@@ -122,7 +125,7 @@ def cover_children(
             )
             if strict:
                 raise FailedError(problem)
-            logger.warning("%s", problem)
+            tell(logging.WARNING, problem)
             return
         if hasattr(original, _MARK):
             return

@@ -5,17 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import signal
 import sys
+import traceback
 from collections.abc import Sequence
-from pathlib import Path
 
 import click
 
 import nrl_patches
 from nrl_patches.activation import default_activation
 from nrl_patches.cli_doctor import doctor
+from nrl_patches.cli_options import NO_VERDICT, SECONDS, CannotSayError, check_places, write_report
 from nrl_patches.cli_run import run
 from nrl_patches.declaration import Patch
+from nrl_patches.errors import explain_problem
 from nrl_patches.installed import find_installed
 from nrl_patches.matrix.command import matrix
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
@@ -23,14 +26,30 @@ from nrl_patches.matrix.judgement import judge
 from nrl_patches.reports import FORMATS, failing
 from nrl_patches.running import descendants, is_in_trouble, look_into
 from nrl_patches.status import State
-from nrl_patches.tripwires import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
+from nrl_patches.tripwires import PASSING, TIMEOUT, Tripwire, Verdict, missing_for, run_tripwires
 
 __all__ = ["main"]
 
 _PROBLEMS = {State.DRIFTED, State.FAILED}
 
 
-@click.group()
+class _Group(click.Group):
+    """Keeps the exit code 1, which is an answer, apart from an interrupt and from an error of ours."""
+
+    def invoke(self, ctx: click.Context) -> object:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            click.echo("Aborted!", err=True)
+            sys.exit(128 + signal.SIGINT)
+        except (click.ClickException, click.Abort, click.exceptions.Exit):
+            raise
+        except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+            traceback.print_exc()
+            sys.exit(NO_VERDICT)
+
+
+@click.group(cls=_Group)
 @click.version_option(nrl_patches.__version__, prog_name="nrl-patches")
 def main() -> None:
     """Tell which workarounds this environment needs, and what becomes of them."""
@@ -114,17 +133,39 @@ def explain(patch_id: str) -> None:
 def probe(patch_id: str, report_fd: int | None) -> None:
     """Look for the defect in this environment, with the patch as the environment variables have it.
 
-    Prints what was seen as one JSON object. Exits with 1 if the defect is present.
+    Prints what was seen as one JSON object.
+
+    Exits with 0 if the defect is not there, 1 if it is, 2 if the command is misused, and 3 if there is no answer: a
+    distribution that the patch is about is not installed, or the probe raised.
     """
     patch = _patch(patch_id)
-    seen = patch.observe()
+    found = {name: find_installed(name) for name in patch.affected.distributions}
+    lacking = missing_for(patch)
+    if lacking:
+        said = explain_problem(
+            patch.id,
+            expected="an installed release of what it is about",
+            found=f"no {', '.join(lacking)} in {sys.executable}",
+            next_step="install it there, or probe where it is installed",
+        )
+        raise CannotSayError(said)
+    try:
+        seen = patch.observe()
+    except (Exception, SystemExit) as error:
+        traceback.print_exc()
+        said = explain_problem(
+            patch.id,
+            expected="an answer of its probe",
+            found=f"{type(error).__name__}: {error}",
+            next_step="the traceback above tells where; mend the probe or the installation",
+        )
+        raise CannotSayError(said) from error
     after = nrl_patches.status()[patch.id]
-    found = {name: str(find_installed(name) or "not installed") for name in patch.affected.distributions}
     report = {
         "id": patch.id,
         "present": seen.present,
         "evidence": dict(seen.evidence),
-        "installed": found,
+        "installed": {name: str(installed or "not installed") for name, installed in found.items()},
         "status": after.state,
         "reason": after.reason,
     }
@@ -152,31 +193,36 @@ def probe(patch_id: str, report_fd: int | None) -> None:
     type=click.Choice(list(FORMATS)),
     help="May be given several times; each goes to the --output in the same place, the rest to stdout.",
 )
+@click.option("--output", "outputs", multiple=True, help="A file; - is stdout.")
 @click.option(
-    "--output", "outputs", multiple=True, type=click.Path(dir_okay=False, allow_dash=True), help="A file; - is stdout."
+    "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire."
 )
-@click.option("--timeout", default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire.")
 def tripwires(
     ids: tuple[str, ...], allowed: tuple[str, ...], formats: tuple[str, ...], outputs: tuple[str, ...], timeout: float
 ) -> None:
     """Run the probes without and with their patches, and say which patches are needed, obsolete or broken.
 
-    Exits with 0 only if every verdict is needed, not affected, not installed, or allowed.
+    Exits with 0 only if every verdict is needed, not affected, not installed, or allowed; with 1 if one is not; with 2
+    if the command is misused, as by an --output that cannot be written; with 3 if a report could not be written after
+    all, which is then printed.
     """
-    if len(outputs) > len(formats or ("text",)):
+    chosen = formats or ("text",)
+    if len(outputs) > len(chosen):
         raise click.UsageError("more --output than --format")
+    places = [*outputs, *["-"] * (len(chosen) - len(outputs))]
+    summary = os.environ.get("GITHUB_STEP_SUMMARY", "") if "github" in chosen else ""
+    check_places([(place, "--output") for place in places if place != "-"])
+    check_places([(summary, "GITHUB_STEP_SUMMARY")] if summary else [])
     patches = [_patch(patch_id) for patch_id in ids] or list(default_activation().registry)
     found = _run(patches, timeout)
     verdicts = {Verdict(name) for name in allowed}
-    for place, name in enumerate(formats or ("text",)):
-        text = FORMATS[name](found, verdicts)
-        if place < len(outputs) and outputs[place] != "-":
-            Path(outputs[place]).write_text(text, encoding="utf-8")
-        else:
-            click.echo(text, nl=False)
-        if name == "github" and os.environ.get("GITHUB_STEP_SUMMARY"):
-            with Path(os.environ["GITHUB_STEP_SUMMARY"]).open("a", encoding="utf-8") as summary:
-                summary.write(FORMATS["markdown"](found, verdicts))
+    written = True
+    for place, name in zip(places, chosen, strict=True):
+        written &= write_report(FORMATS[name](found, verdicts), place)
+    if summary:
+        written &= write_report(FORMATS["markdown"](found, verdicts), summary, append=True)
+    if not written:
+        sys.exit(NO_VERDICT)
     if default_activation().registry.broken:
         for broken in default_activation().registry.broken:
             click.echo(str(broken), err=True)

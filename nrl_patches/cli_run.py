@@ -12,7 +12,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -20,6 +19,7 @@ from pathlib import Path
 import click
 
 from nrl_patches.activation import default_activation
+from nrl_patches.launch import run_code
 
 __all__ = ["GROUP", "NOT_EXECUTED", "VARIABLE", "covering", "run"]
 
@@ -27,6 +27,7 @@ GROUP = "nrl_patches.startup"
 VARIABLE = "AUTOWRAPT_BOOTSTRAP"
 STARTUP = Path(__file__).parent / "startup"  # See the file in it.
 NOT_EXECUTED = "but its startup file is not executed: autowrapt is on the path, but not installed in site-packages"
+_TIMEOUT = 300
 _NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # As env(1) and the shells have it.
 
 _CHECK = f"""
@@ -103,11 +104,12 @@ def interpreter_of(program: str) -> str | None:
 
 def missing_in(interpreter: str) -> str:
     """Return what was found in place of all that startup files of ours need to work; empty if nothing is missing."""
-    asked = [interpreter, "-c", _CHECK]
     # Asked as the command will be started: autowrapt's startup file does nothing that shows without its variable.
     environ = os.environ | covering(os.environ)
-    done = subprocess.run(asked, env=environ, capture_output=True, text=True, check=False)  # noqa: S603 - see above
-    return (done.stderr.strip().splitlines() or ["no answer to the question"])[-1] if done.returncode else ""
+    done = run_code(_CHECK, timeout=_TIMEOUT, python=interpreter, environ=environ, apart=True)
+    if done.code is None:
+        return f"no answer to the question within {_TIMEOUT} s"
+    return (done.errors.strip().splitlines() or ["no answer to the question"])[-1] if done.code else ""
 
 
 def _beginning_of(program: str) -> bytes:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any, TypeVar
 
 from nrl_patches.affected import Affected
@@ -19,6 +22,7 @@ __all__ = ["HEADINGS", "Build", "Fix", "Guard", "Observation", "Patch", "Probe"]
 HEADINGS = ("Problem", "Hit by", "Fix", "Remove when")
 """What the docstring of a patch file must tell, each as ``Heading:`` at the start of a line."""
 
+_STRIPPED = sys.flags.optimize > 1
 _BUILTIN_PATCHES = "nrl_patches.patches."
 _TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<qualname>[^\W\d]\w*(\.[^\W\d]\w*)*)")
 _OPT_OUT = re.compile(r"NRL_DISABLE_[A-Z0-9_]+")
@@ -166,7 +170,7 @@ class Patch:
     @property
     def doc(self) -> str:
         """The docstring of the patch file."""
-        return inspect.cleandoc(getattr(sys.modules.get(self.module), "__doc__", None) or "")
+        return inspect.cleandoc(_docstring(sys.modules.get(self.module)))
 
     @property
     def title(self) -> str:
@@ -177,19 +181,29 @@ class Patch:
         """Check what is only known when the patch file has been executed.
 
         Raises:
-            DeclarationError: No fix, no probe, or a docstring without one of the :data:`HEADINGS`.
+            DeclarationError: No fix, no probe, or a docstring without one of the :data:`HEADINGS`. Where Python strips
+                docstrings (``-OO``) nobody writes patches, and theirs are not looked for.
         """
         if not self.fixes:
             raise self._error("fix: has none")
         if self._probe is None:
             raise self._error("probe: has none")
-        missing = [h for h in HEADINGS if not re.search(rf"^{h}: \S", self.doc, re.MULTILINE)]
+        headings = () if _STRIPPED else HEADINGS
+        missing = [h for h in headings if not re.search(rf"^{h}: \S", self.doc, re.MULTILINE)]
         if missing:
             raise self._error(f"docstring: lacks {', '.join(missing)}")
 
     def _error(self, what: str) -> DeclarationError:
         file = getattr(sys.modules.get(self.module), "__file__", None) or self.module
         return DeclarationError(f"{file}: {what}")
+
+
+def _docstring(module: ModuleType | None) -> str:
+    kept = getattr(module, "__doc__", None)
+    if kept is None and module is not None and _STRIPPED:
+        with suppress(OSError, TypeError, SyntaxError):  # There may be no source, as where only bytecode was installed.
+            kept = ast.get_docstring(ast.parse(inspect.getsource(module)), clean=False)
+    return kept or ""
 
 
 def _exists(module: str) -> bool:

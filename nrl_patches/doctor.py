@@ -10,20 +10,23 @@ import importlib.util
 import json
 import os
 import re
-import subprocess
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
 import nrl_patches
 from nrl_patches.activation import default_activation
 from nrl_patches.cli_run import GROUP, NOT_EXECUTED, VARIABLE, covering
+from nrl_patches.launch import run_code
 from nrl_patches.running import look_into
 from nrl_patches.status import State
+from nrl_patches.tripwires import describe_end
 
 __all__ = [
+    "TIMEOUT",
     "Finding",
     "check_autowrapt",
     "check_copies",
@@ -33,11 +36,15 @@ __all__ = [
     "check_pid",
     "check_settings",
     "check_vllm_plugins",
+    "judge",
+    "lenient",
     "other_environment",
 ]
 
 PLUGIN = "nrl-patches"
-_TIMEOUT = 300
+TIMEOUT = 300
+"""Seconds that any process may take that is asked."""
+
 _HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
 """How the notes begin that leave nobody unpatched: another party was there first, and ours lies on top."""
 
@@ -61,8 +68,7 @@ print(json.dumps(found))
 
 _IMPORT_FIRST = """
 import importlib, json, sys
-for name in sys.argv[1:]:
-    importlib.import_module(name)
+importlib.import_module(sys.argv[1])
 import nrl_patches
 print(json.dumps([[s.id, s.state, s.reason, s.notes] for s in nrl_patches.status().values()]))
 """
@@ -139,8 +145,8 @@ def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
 
 def check_copies(path: Sequence[str]) -> list[Finding]:
     """Check that there is one version of nrl_patches on a search path, and that its metadata says the same."""
-    folders = dict.fromkeys(Path(entry or ".").resolve() / "nrl_patches" for entry in path)
-    copies = [(folder, _version_of(folder)) for folder in folders if os.access(folder / "__init__.py", os.R_OK)]
+    entries = dict.fromkeys(str(Path(entry).resolve()) for entry in path if entry)
+    copies = [copy for entry in entries if (copy := _copy_in(entry)) is not None]
     findings = []
     if len({version for _, version in copies}) > 1:
         shown = ", ".join(f"{version} in {folder}" for folder, version in copies)
@@ -158,8 +164,8 @@ def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
     try:
         # Without its variable, autowrapt's startup file does nothing that shows.
         answer = _ask(python, _ASK_INTERPRETER, **covering(os.environ))
-    except (OSError, subprocess.SubprocessError, ValueError) as error:
-        return [Finding(python, f"no answer: {_shown(error)}", "name a Python interpreter that works")]
+    except (OSError, ValueError) as error:
+        return [Finding(python, f"no answer: {error}", "name a Python interpreter that works")]
     if answer["package"] is None:
         return [Finding(python, "no nrl_patches", step)]
     if answer["error"]:
@@ -199,7 +205,7 @@ def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
             findings.append(Finding(f"process {pid}", f"that importing nrl_patches raised {last}", "mend that"))
         findings += [Finding(f"process {pid}", note, "as said") for note in record.get("notes", ())]
         rows = [(s["id"], s["state"], s["reason"], s["notes"]) for s in record["statuses"]]
-        findings += _judge(f"process {pid}", rows)
+        findings += judge(f"process {pid}", rows, "import nrl_patches first, before anything else")
     return findings
 
 
@@ -209,12 +215,16 @@ def check_import(modules: Iterable[str]) -> list[Finding]:
     for module in modules:
         subject = f"import {module}, nrl_patches"
         try:
-            rows = _ask(sys.executable, _IMPORT_FIRST, module)
-        except (OSError, subprocess.SubprocessError, ValueError) as error:
+            rows = _ask("", _IMPORT_FIRST, module)
+        except (OSError, ValueError) as error:
             step = f"run `{sys.executable} -c 'import {module}, nrl_patches'`"
-            findings.append(Finding(subject, f"no answer: {_shown(error)}", step))
+            if _is_here(module):
+                step = (
+                    "PYTHONPATH=. if the module of the current directory is meant, which is not looked into otherwise"
+                )
+            findings.append(Finding(subject, f"no answer: {error}", step))
             continue
-        findings += _judge(subject, rows)
+        findings += judge(subject, rows, "import nrl_patches first, before anything else")
     return findings
 
 
@@ -222,7 +232,14 @@ def _is_from_run(environ: Mapping[str, str]) -> bool:
     return GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
 
 
-def _judge(subject: str, rows: Iterable[Sequence[Any]]) -> list[Finding]:
+def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Finding]:
+    """Return what is the matter by the statuses of a process.
+
+    Args:
+        subject: The process.
+        rows: The id, the state, the reason and the notes of each patch.
+        step: What to do about a note that leaves somebody unpatched.
+    """
     findings = []
     for patch_id, state, reason, notes in rows:
         if state in {State.DRIFTED, State.FAILED}:
@@ -231,26 +248,42 @@ def _judge(subject: str, rows: Iterable[Sequence[Any]]) -> list[Finding]:
             )
         for note in notes:
             harmless = note.startswith(_HARMLESS)
-            step = "nothing, if that is meant" if harmless else "import nrl_patches first, before anything else"
-            findings.append(Finding(f"{subject}: {patch_id}", note, step, unpatched=not harmless))
+            todo = "nothing, if that is meant" if harmless else step
+            findings.append(Finding(f"{subject}: {patch_id}", note, todo, unpatched=not harmless))
     return findings
+
+
+def lenient(environ: Mapping[str, str], **variables: str) -> dict[str, str]:
+    """Return the variables for a process that is to tell of problems and not to fail at the first one."""
+    return {name: value for name, value in environ.items() if name != "NRL_PATCHES_STRICT"} | variables
 
 
 def _ask(python: str, script: str, *args: str, **variables: str) -> Any:
     # Notes and warnings go to stderr; what a module prints when it is imported comes before the last line.
-    environ = {name: value for name, value in os.environ.items() if name != "NRL_PATCHES_STRICT"} | variables
-    done = subprocess.run(  # noqa: S603 - interpreters that the user named, and scripts of ours
-        [python, "-c", script, *args], env=environ, capture_output=True, text=True, timeout=_TIMEOUT, check=True
-    )
-    return json.loads((done.stdout.splitlines() or [""])[-1])
+    environ = lenient(os.environ, **variables)
+    done = run_code(script, args, timeout=TIMEOUT, python=python, environ=environ, apart=True)
+    said = [line for line in done.errors.splitlines() if line.strip()]
+    if done.code is None:
+        raise ValueError(f"none within {TIMEOUT} s")
+    if done.code:
+        raise ValueError(said[-1] if said else describe_end(done.code))
+    return json.loads((done.output.splitlines() or [""])[-1])
 
 
-def _shown(error: Exception) -> str:
-    output = str(getattr(error, "stderr", "") or "").strip().splitlines()
-    return output[-1] if output else f"{type(error).__name__}: {error}"
+def _is_here(module: str) -> bool:
+    top = module.partition(".")[0]
+    return Path(top).is_dir() or Path(f"{top}.py").exists()
 
 
-def _version_of(folder: Path) -> str:
-    text = folder.joinpath("__init__.py").read_text(encoding="utf-8", errors="replace")
+def _copy_in(entry: str) -> tuple[str, str] | None:
+    """Return the folder of the nrl_patches in an entry of the path, which may be an archive, and its version."""
+    spec = PathFinder.find_spec("nrl_patches", [entry])
+    get_source: Callable[[str], str | None] | None = getattr(spec and spec.loader, "get_source", None)
+    if spec is None or not spec.origin or get_source is None:
+        return None
+    try:
+        text = get_source("nrl_patches") or ""
+    except (OSError, ImportError):
+        return None
     found = re.search(r'^__version__ = "([^"]+)"', text, re.MULTILINE)
-    return found[1] if found else "a version that cannot be read"
+    return str(Path(spec.origin).parent), found[1] if found else "a version that cannot be read"

@@ -9,15 +9,16 @@ finders below it and observes execution alone.
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import os
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import wrapt
 
@@ -30,13 +31,16 @@ if TYPE_CHECKING:
 else:
     _Proxy = wrapt.ObjectProxy
 
-__all__ = ["Hook", "call_when_executed", "withdraw"]
+__all__ = ["Hook", "call_when_bypassed", "call_when_executed", "keep_first", "withdraw"]
 
 Hook = Callable[[ModuleType], None]
 
-_WATCHERS = "_nrl_patches_watchers"  # on the spec itself, where a second copy of this package finds it too
+# On the spec and on sys.meta_path themselves, where a second copy of this package finds them too.
+_WATCHERS = "_nrl_patches_watchers"
+_KEPT_FIRST = "_nrl_patches_finders"
 
 _hooks: dict[str, list[Hook]] = {}
+_bypassed: list[Callable[[], None]] = []
 _lock = threading.Lock()
 
 
@@ -53,12 +57,10 @@ def call_when_executed(name: str, hook: Hook) -> None:
             more than once for one execution.
     """
     with _lock:
-        if _finder not in sys.meta_path:
-            sys.meta_path.insert(0, _finder)
         hooks = _hooks.setdefault(name, [])
-        if hook in hooks:
-            return
-        hooks.append(hook)
+        if hook not in hooks:
+            hooks.append(hook)
+    keep_first()
     module = sys.modules.get(name)
     if not isinstance(module, ModuleType):
         return
@@ -84,6 +86,34 @@ def withdraw(hook: Hook) -> None:
                 del _hooks[name]
 
 
+def call_when_bypassed(listener: Callable[[], None]) -> None:
+    """Call ``listener()`` once others have been found to have taken ``sys.meta_path`` away from the hooks.
+
+    What was imported in between was not observed. That is noticed by the next import that asks the hooks' finder, or
+    when :func:`keep_first` is called.
+    """
+    _bypassed.append(listener)
+
+
+def keep_first() -> bool:
+    """Let the import system ask the hooks' finder before any other one, whatever others do to ``sys.meta_path``.
+
+    Returns:
+        Whether it was otherwise: for the first time, or since somebody put another list in the place of this one.
+    """
+    # Without a lock: this runs in imports, and those run wherever the garbage collector calls a finalizer.
+    there: Any = sys.meta_path
+    kept = getattr(there, _KEPT_FIRST, None)
+    if not _hooks or there is None or (kept is not None and _finder in kept):  # None: the interpreter shuts down.
+        return False
+    if kept is not None:
+        kept.append(_finder)
+    else:
+        listed = list(there)
+        sys.meta_path = _MetaPath(listed if _finder in listed else [_finder, *listed])
+    return True
+
+
 def _notify(name: str) -> None:
     module = sys.modules.get(name)
     if module is not None:
@@ -102,6 +132,11 @@ class _WatchedSpec(ModuleSpec):
     The import system sets ``_initializing`` to False when the execution is over, in the importing thread and before
     it lets go of the module's lock: the one moment at which such a module can be observed.
     """
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Copy and pickle as what it was and will be again."""
+        state = {name: value for name, value in self.__dict__.items() if name != _WATCHERS}
+        return ModuleSpec, (self.name, self.loader), state
 
     @property
     def _initializing(self) -> bool:
@@ -136,6 +171,38 @@ class _Loader(_Proxy):
         else:
             _notify(namespace(module)["__name__"] if spec is None else spec.name)
 
+    def __copy__(self) -> _Loader:
+        """Copy the loader itself; the copy is observed as well."""
+        return _Loader(copy.copy(self.__wrapped__))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loader:
+        """Copy the loader itself; the copy is observed as well."""
+        return _Loader(copy.deepcopy(self.__wrapped__, memo))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Pickle as the loader itself: where it is unpickled, nobody needs to have this package."""
+        return self.__wrapped__.__reduce_ex__(protocol)  # type: ignore[no-any-return]
+
+
+class _MetaPath(list[Any]):
+    """``sys.meta_path`` as a list like any other, which the import system iterates from the hooks' finder on.
+
+    Others put their finders in front of ours at any time, typeguard for one, and theirs answer before ours is asked.
+    Ours then must be first without moving: who inserts at 0 pops at 0 later. So the order in the list is everybody's
+    own affair, and only the iteration, which is all that the import system does, begins with those that are kept first.
+    """
+
+    def __init__(self, finders: list[Any]) -> None:
+        super().__init__(finders)
+        self._nrl_patches_finders = [_finder]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the finders, each once, those that are kept first before all others."""
+        kept = tuple(self._nrl_patches_finders)
+        yield from kept
+        first = {id(finder) for finder in kept}
+        yield from (finder for finder in super().__iter__() if id(finder) not in first)
+
 
 class _Finder(MetaPathFinder):
     """Asks the finders below it, and observes what they found where somebody waits for it."""
@@ -147,6 +214,9 @@ class _Finder(MetaPathFinder):
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
         """Return the spec that the finders below return, its loader observed; None where nobody waits."""
+        if keep_first():
+            for listener in tuple(_bypassed):
+                listener()
         # A finder below that starts over at the top of sys.meta_path, as wrapt's does, meets this one again.
         if fullname not in _hooks or getattr(self._asking, "name", None) == fullname:
             return None

@@ -9,7 +9,9 @@ from __future__ import annotations
 import importlib.metadata
 import importlib.util
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
+from types import ModuleType
 
 from packaging.version import InvalidVersion, Version
 
@@ -53,16 +55,14 @@ def find_installed(distribution: str) -> Installed | None:
     loadable = _is_loadable(package)
     if loadable is None:
         return None
-    name, published = _from_metadata(distribution, package)
+    name, published, problem = _from_metadata(distribution, package)
     if published is None and not loadable:
         return None
-    module = sys.modules.get(package)
-    running = None if module is None or is_lazy(module) else _parse(getattr(module, "__version__", None))
+    running = _running(sys.modules.get(package))
     if running is None or running == published:
-        return Installed(name, published)
+        return Installed(name, published, problem)
     if published is None or running.public != published.public:
-        note = f"its metadata says {published}" if published else ""
-        return Installed(name, running, note)
+        return Installed(name, running, problem or (f"its metadata says {published}" if published else ""))
     # The same number with another label. nemo-automodel labels itself with the commit of whatever checkout it is
     # imported in, its own or not; only an installation from a checkout can mean it.
     return Installed(name, published if _is_from_index(name) else running)
@@ -77,27 +77,53 @@ def _is_loadable(package: str) -> bool | None:
     return None if spec is None else spec.origin is not None
 
 
-def _from_metadata(distribution: str, package: str) -> tuple[str, Version | None]:
+def _running(module: ModuleType | None) -> Version | None:
+    if module is None or is_lazy(module):
+        return None
+    with suppress(Exception):  # A module may answer for unknown names, by whatever it likes.
+        return _parse(getattr(module, "__version__", None))
+    return None
+
+
+def _from_metadata(distribution: str, package: str) -> tuple[str, Version | None, str]:
+    """Return the name of the distribution that has a package, its version, and why that is not known."""
+    name = distribution
     try:
-        return distribution, _parse(importlib.metadata.version(distribution))
-    except importlib.metadata.PackageNotFoundError:
-        provider = _provider(package)
-    return (distribution, None) if provider is None else (provider, _parse(importlib.metadata.version(provider)))
+        try:
+            return name, _parse(importlib.metadata.version(name)), ""
+        except importlib.metadata.PackageNotFoundError:
+            provider = _provider(package)
+        if provider is None:
+            return name, None, ""
+        name = provider.name or distribution
+        return name, _parse(provider.version), ""
+    except Exception as error:  # noqa: BLE001 - metadata is whatever somebody has written there
+        return name, None, f"its metadata cannot be read: {type(error).__name__}: {error}"
 
 
-def _provider(package: str) -> str | None:
+def _provider(package: str) -> importlib.metadata.Distribution | None:
     """Return the distribution that has a package, whatever its name; None if there is none."""
     # importlib.metadata.packages_distributions() parses every file list: half a second where vLLM is installed.
     for file, entry in (("top_level.txt", f"\n{package}\n"), ("RECORD", f"\n{package}/__init__.py,")):
         for candidate in importlib.metadata.distributions():
-            if entry in f"\n{candidate.read_text(file) or ''}\n":
-                return candidate.name
+            if entry in f"\n{_read(candidate, file)}\n":
+                return candidate
     return None
+
+
+def _read(candidate: importlib.metadata.Distribution, file: str) -> str:
+    try:
+        return candidate.read_text(file) or ""
+    except (OSError, ValueError):  # Of somebody else, most likely: a list that is not UTF-8 does not hide the others.
+        return ""
 
 
 def _is_from_index(distribution: str) -> bool:
     # Installers leave this file (PEP 610) for everything else: editable, from a repository, from a folder.
-    return importlib.metadata.distribution(distribution).read_text("direct_url.json") is None
+    try:
+        return importlib.metadata.distribution(distribution).read_text("direct_url.json") is None
+    except Exception:  # noqa: BLE001 - one that is there and cannot be read says the same as one that can
+        return False
 
 
 def _parse(text: object) -> Version | None:

@@ -15,10 +15,9 @@ from nrl_patches.record import ProcessRecord
 from nrl_patches.replacement import PROCESS_LOCK
 from nrl_patches.settings import VARIABLES
 from nrl_patches.status import State, Status
+from nrl_patches.telling import tell
 
 __all__ = ["join"]
-
-logger = logging.getLogger("nrl_patches")
 
 
 @functools.cache
@@ -33,7 +32,7 @@ def join(activation: Activation, version: str) -> None:
         return
     notes = _explain_parent(version)
     for note in notes:
-        logger.warning("%s", note)
+        tell(logging.WARNING, note)
     record = ProcessRecord()
     seen: dict[str, tuple[Status, Status]] = {}  # What was remembered of a patch, and was found to be otherwise.
 

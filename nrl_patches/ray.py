@@ -1,55 +1,91 @@
 """What a Ray driver passes to ``ray.init``, so that the workers of its job are patched like the driver itself.
 
 A Ray worker is forked from nothing that the driver imported, so each must bring nrl_patches in by itself. Ray has one
-place for that, ``worker_process_setup_hook``: it runs in every worker of a job before the first task or actor does.
+place for that, the setup hook, which runs in every worker of a job before the first task or actor does. ``ray.init``
+turns the public field for it, ``worker_process_setup_hook``, into an environment variable, and leaves both to the
+workers. A worker that hands its own runtime environment to a ``ray.init`` of its children, as vLLM's Ray executor does,
+is refused for that by Ray before 2.55, and where the two disagree by later releases. So we set the variable alone.
 
-This module does not import Ray.
+This module does not import Ray; :func:`runtime_env` does.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Mapping
+from importlib import import_module
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
 
 from nrl_patches.activation import default_activation
 from nrl_patches.errors import SettingsError, explain_problem
 from nrl_patches.settings import VARIABLES
+from nrl_patches.startup_entry import HOOK_OF_THE_JOB
 
 __all__ = ["runtime_env"]
 
 # By name rather than as a function: `ray job submit` takes nothing else, and a worker does not have to unpickle it.
 _HOOK = "nrl_patches_startup.ray_worker"
-_HOOK_FIELD = "worker_process_setup_hook"
+_FIELD = "worker_process_setup_hook"
+_FUNCTION = "ray_runtime_env_func::"
+"""How the variable's value begins where ``ray.init`` has sent a function to the cluster."""
 
 
 def runtime_env(base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the runtime environment of a job whose workers are patched.
 
     ``ray.init(runtime_env=nrl_patches.ray.runtime_env())`` is all that a driver needs. The variables by which this
-    process was told what to apply are passed on to the workers, wherever in the cluster they start.
+    process was told what to apply are passed on to the workers, wherever in the cluster they start. A worker's child
+    that calls ``ray.init`` is the driver of a job of its own, and what it passes there counts for that job's workers:
+    nothing, the environment of the worker that it comes from, or what this function returns.
 
     Args:
         base: The runtime environment that the job has already; not modified. What it sets stays as it is, its
-            environment variables included.
+            environment variables included. A setup hook of its own runs after ours.
 
     Raises:
-        SettingsError: ``base`` has a setup hook of its own. Ray runs only one.
+        SettingsError: The setup hook of ``base`` is a function rather than its dotted name.
     """
     merged = dict(base or {})
-    if merged.get(_HOOK_FIELD) not in (None, _HOOK):
-        raise SettingsError(
-            explain_problem(
-                _HOOK_FIELD,
-                expected="none, because Ray runs only one",
-                found=repr(merged[_HOOK_FIELD]),
-                next_step="call nrl_patches_startup.ray_worker() at the start of that hook, and add it afterwards: "
-                f"runtime_env(…) | {{{_HOOK_FIELD!r}: …}}",
+    env_vars = dict(merged.get("env_vars") or {})
+    variable = _variable()
+    set_already = {merged.pop(_FIELD, None), env_vars.pop(variable, None)} - {None, "", _HOOK}
+    for theirs in set_already:
+        if not isinstance(theirs, str) or theirs.startswith(_FUNCTION):
+            raise SettingsError(
+                explain_problem(
+                    _FIELD,
+                    expected="a dotted name, because Ray runs one hook, and ours has to find it in the worker",
+                    found=repr(theirs),
+                    next_step="put the function into a module that workers can import, and pass 'module.function'",
+                )
             )
-        )
-    merged[_HOOK_FIELD] = _HOOK
-    merged["env_vars"] = _switches() | dict(merged.get("env_vars") or {})
+        env_vars[HOOK_OF_THE_JOB] = theirs
+    if variable is None:
+        merged[_FIELD] = _HOOK
+    else:
+        env_vars[variable] = _HOOK
+    merged["env_vars"] = _switches() | env_vars
+    carried = list(merged.get("py_modules") or ())
+    merged["py_modules"] = carried + [folder for folder in _module_of_hook() if folder not in carried]
     return merged
+
+
+def _variable() -> str | None:
+    # Where Ray is not installed, as on a machine that submits jobs by other means, or no longer has it, the field does.
+    try:
+        name = import_module("ray._private.ray_constants").WORKER_PROCESS_SETUP_HOOK_ENV_VAR
+    except (ImportError, AttributeError):
+        return None
+    return str(name)
+
+
+def _module_of_hook() -> list[str]:
+    # Ray stops a worker that cannot import its hook. Sent along, the hook starts in an environment without the package
+    # too, and says there that the worker is unpatched; under strict mode the worker is stopped with that message.
+    spec = find_spec(_HOOK.partition(".")[0])
+    return [folder for folder in (spec and spec.submodule_search_locations) or () if Path(folder).is_dir()]
 
 
 def _switches() -> dict[str, str]:

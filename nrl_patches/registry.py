@@ -9,12 +9,15 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from nrl_patches.declaration import Patch
-from nrl_patches.errors import DeclarationError
+from nrl_patches.errors import DeclarationError, UndoError, explain_problem
 
 __all__ = ["RETIRED", "Broken", "Registry", "load"]
 
 RETIRED: Mapping[str, str] = {}
-"""Tombstones: the id of each patch whose file was deleted, and since when and why nobody needs it."""
+"""Tombstones: the id of each patch whose file was deleted, and since when and why nobody needs it.
+
+One that names the variable which switched the patch off lets that explain itself as well.
+"""
 
 
 @dataclass(frozen=True)
@@ -53,6 +56,19 @@ class Registry:
     def __iter__(self) -> Iterator[Patch]:
         """Iterate over the patches in the order of their ids."""
         return iter(self.patches.values())
+
+    def find(self, patch_id: str) -> Patch:
+        """Return the patch of that id.
+
+        Raises:
+            UndoError: There is none, or none that could be loaded.
+        """
+        if patch_id in self.patches:
+            return self.patches[patch_id]
+        broken = [str(broken) for broken in self.broken if broken.id == patch_id]
+        found = self.retired.get(patch_id, "; ".join(broken) or "no patch of that name")
+        step = "`nrl-patches list` shows every id"
+        raise UndoError(explain_problem(patch_id, expected="the id of a patch", found=found, next_step=step))
 
 
 def load(package: ModuleType | None = None) -> Registry:

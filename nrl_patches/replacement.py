@@ -3,6 +3,10 @@
 Each target has one slot, and each patch of that target one layer in it, so that layers can be taken away in any order.
 What is installed is a plain function: where the forward of a submodule is a ``wrapt.FunctionWrapper``, torch's compiler
 skips it and traces the original without a word (``tests/test_wrapping_trap.py`` keeps that on record).
+
+Assigning ``__code__`` in place would spare the search for holders. It is not done: its trampoline either refuses the
+parameters that a fix adds or breaks the graphs of what dynamo traced before, builtins and foreign wrappers would
+need the search all the same, and warnings would blame another file. ``tests/test_why_not_code_swap.py`` has the trial.
 """
 
 from __future__ import annotations
@@ -13,6 +17,7 @@ import inspect
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -27,6 +32,7 @@ from nrl_patches.errors import UndoError, explain_problem
 from nrl_patches.holders import Holders, find_copies, find_holders
 from nrl_patches.hooks import withdraw as _  # noqa: F401 - see register_at_fork below
 from nrl_patches.modules import is_executing, process_module
+from nrl_patches.reach import reaches
 from nrl_patches.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
 
 __all__ = [
@@ -39,6 +45,10 @@ __all__ = [
     "slot_of",
     "uninstall",
 ]
+
+
+_OF_THE_INTERPRETER = 1000
+"""More objects than Python freezes of its own (3.12.1: 375 tuples), and fewer than gc.freeze() ever does (4,000)."""
 
 
 def _process_lock() -> Any:
@@ -84,12 +94,12 @@ class Slot:
     @property
     def is_reached(self) -> bool:
         """Whether a call of the target may still arrive at what was installed, through somebody's wrapper."""
-        return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=True)
+        return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=True)
 
     @property
     def is_called(self) -> bool:
         """The same, but ``__wrapped__`` is not enough: a replacement may name what it replaces and not call it."""
-        return _reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
+        return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
     def rebuild(self, layers: dict[str, Build]) -> Holders:
         """Make the target consist of these layers, everywhere where the present callable is held.
@@ -104,7 +114,9 @@ class Slot:
         raw = self.site.raw
         if layers:
             raw = self.site.binding(function) if self.site.binding else function
-        if raw is MISSING:
+        if self.intruder is not None:
+            pass  # Of a slot that was outlived: the name is another function's by now.
+        elif raw is MISSING:
             delattr(self.site.owner, self.site.name)
         else:
             setattr(self.site.owner, self.site.name, raw)
@@ -148,8 +160,12 @@ def _references(slot: Slot) -> int:
 
 
 _slots: dict[str, Slot] = {}
-_outlived: list[Slot] = []
-"""Slots of targets that were made anew since; what they replaced lives on in instances and by-name copies."""
+_SLOT = "_nrl_patches_slot"
+_outlived: weakref.WeakSet[Any] = weakref.WeakSet()
+"""What was installed in targets that were made anew since, and lives on in instances and by-name copies.
+
+Each holds its slot, under the name above: with the last of its holders goes all that an undo could restore.
+"""
 
 
 def slot_of(patch_id: str, fix: Fix) -> Slot | None:
@@ -168,9 +184,14 @@ def forget_if_gone(fix: Fix, module: ModuleType) -> None:
     if fix.target in _slots:
         with suppress(MismatchError):  # Then there is no target at all, and the slot is as stale.
             site, slot = locate(module, fix), _slots[fix.target]
-            if site.owner is slot.site.owner and _reaches(site.function, slot.function, by_name=True):
+            if site.owner is slot.site.owner and reaches(site.function, slot.function, by_name=True):
                 return
-        _outlived.append(_slots.pop(fix.target))
+        _outlive(_slots.pop(fix.target))
+
+
+def _outlive(slot: Slot) -> None:
+    setattr(slot.function, _SLOT, slot)
+    _outlived.add(slot.function)
 
 
 def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
@@ -192,7 +213,7 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     holders = slot.rebuild({**slot.layers, patch_id: fix.build})
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
-    if holders.asked_collector and gc.get_freeze_count() and not is_executing(fix.module):
+    if holders.asked_collector and gc.get_freeze_count() > _OF_THE_INTERPRETER and not is_executing(fix.module):
         notes.append(f"objects hidden by gc.freeze() were not searched for copies of {fix.qualname}")
     if _may_be_traced(fix.module):
         notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
@@ -230,11 +251,14 @@ def uninstall(patch_id: str, fixes: Sequence[Fix]) -> list[str]:
     check_removable(patch_id, fixes)
     targets = {fix.target for fix in fixes}
     slots = {target: slot for target, slot in _slots.items() if target in targets and patch_id in slot.layers}
-    older = [s for s in _outlived if patch_id in s.layers and s.intruder is None]
+    older = [slot for slot in (vars(function)[_SLOT] for function in _outlived) if patch_id in slot.layers]
     notes = []
     for slot in (*slots.values(), *older):
         holders = slot.rebuild({other: build for other, build in slot.layers.items() if other != patch_id})
         notes += _unreached(slot.site.name, holders)
+    for slot in older:
+        if slot.layers:
+            _outlive(slot)
     for target, slot in slots.items():
         if not slot.layers:
             del _slots[target]
@@ -249,7 +273,9 @@ def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
     # original as skipped or already compiled, would bypass it.
     del new.__wrapped__  # type: ignore[attr-defined]
     kept = getattr(old, "__dict__", {}).items()
-    new.__dict__.update({name: value for name, value in kept if not name.startswith(("__wrapped__", "_torchdynamo"))})
+    new.__dict__.update(
+        {name: value for name, value in kept if not name.startswith(("__wrapped__", "_torchdynamo", _SLOT))}
+    )
     with suppress(ValueError):  # Some builtins have no signature to keep.
         new.__signature__ = inspect.signature(old)  # type: ignore[attr-defined]
     below: Mark = getattr(old, MARK, None) or Mark("", (), old, new.__code__)
@@ -275,17 +301,3 @@ def _stranger(function: Any, package: str) -> str | None:
     home = getattr(function, "__globals__", {}).get("__name__", package).partition(".")[0]
     # Upstream's own decorators may come from the standard library or torch (no_grad); nobody else's do.
     return None if home in {package, "torch", *sys.stdlib_module_names} else describe(function)
-
-
-def _reaches(outer: Any, inner: Callable[..., Any], *, by_name: bool, depth: int = 6) -> bool:
-    if outer is inner:
-        return True
-    if depth == 0:
-        return False
-    held = [getattr(outer, name, None) for name in ("__func__", "func")]
-    if by_name or isinstance(outer, wrapt.BaseObjectProxy):
-        held.append(getattr(outer, "__wrapped__", None))
-    for cell in getattr(outer, "__closure__", None) or ():
-        with suppress(ValueError):  # A cell that was not filled yet.
-            held.append(cell.cell_contents)
-    return any(_reaches(callee, inner, by_name=by_name, depth=depth - 1) for callee in held if callable(callee))

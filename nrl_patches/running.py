@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +19,10 @@ __all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
 
 _PROC = Path("/proc")
 _ATTEMPTS = 5
+_SHOWN = 4096  # Bytes of a command line.
+_COPIES = 16  # Records of one process.
+_LONGEST = 2**20  # Bytes of a record; of our own making it has some thousands.
+_LONGEST_ENVIRON, _LONGEST_MAPS = 2**23, 2**26  # More than Linux lets a process have without asking for it.
 _FIELDS = {
     "pid": int,
     "version": str,
@@ -29,6 +36,10 @@ _FIELDS = {
 """What a record may have, by name; nothing else is told."""
 _REQUIRED = {"pid", "activated_by", "statuses"}
 _ROW = ("id", "state", "reason", "notes")
+
+
+class _TooLongError(Exception):
+    """Says how long a record is that nobody should read."""
 
 
 @dataclass(frozen=True)
@@ -78,14 +89,16 @@ def look_into(pid: int) -> Running:
         return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
     command = "?"
     try:
-        command = folder.joinpath("cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
-        command = command or folder.joinpath("comm").read_text().strip()
-        records = tuple(_explain_copy(record, pid) for record in _records(folder))
+        text = _beginning_of(folder / "cmdline", _SHOWN) or _beginning_of(folder / "comm", _SHOWN)
+        command = text.replace(b"\0", b" ").decode(errors="replace").strip()
+        records = tuple(_explain_copy(record, pid) for record in islice(_records(folder), _COPIES))
         problem, unpatched = ("", False) if records else _explain_absence(folder)
     except (FileNotFoundError, ProcessLookupError):
         return Running(pid, "?", problem="there is no such process")
     except PermissionError:
         return Running(pid, command, problem="cannot be looked into: it belongs to another user")
+    except _TooLongError as error:
+        return Running(pid, command, problem=f"its record is not read: {error}")
     return Running(pid, command, records, problem, unpatched)
 
 
@@ -124,11 +137,40 @@ def _read(link: Path) -> dict[str, Any] | None:
             return None
         for _ in range(_ATTEMPTS):
             with suppress(ValueError, RecursionError):  # In the middle of a change, or not of our making.
-                record = json.loads(link.read_bytes())
+                record = json.loads(_content_of(link))
                 if _is_whole(record):
                     rows = [{name: row[name] for name in _ROW} for row in record["statuses"]]
                     return {name: record[name] for name in _FIELDS if name in record} | {"statuses": rows}
     return None
+
+
+def _content_of(link: Path) -> bytes:
+    # Whoever may give a file our name may also give it to a pipe, which is never opened, or fill it without end.
+    fd = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if found.st_size > _LONGEST:
+            raise _TooLongError(f"it has {found.st_size} bytes, where one of nrl_patches has some thousands")
+        return file.read(_LONGEST) if stat.S_ISREG(found.st_mode) else b""
+
+
+def _beginning_of(file: Path, length: int) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(length)
+
+
+def _has_mapped(folder: Path, needle: bytes) -> bool:
+    # As many mappings as a process likes, each with a name as long as it likes.
+    with folder.joinpath("maps").open("rb") as maps:
+        kept = b""
+        for _ in range(_LONGEST_MAPS // _LONGEST):
+            part = maps.read(_LONGEST)
+            if needle in kept + part:
+                return True
+            if not part:
+                return False
+            kept = part[-len(needle) :]
+    return False
 
 
 def _is_whole(record: Any) -> bool:
@@ -166,7 +208,7 @@ def _explain_absence(folder: Path) -> tuple[str, bool]:
     if GROUP.encode() in environ.get(VARIABLE.encode(), b"").replace(b" ", b"").split(b","):
         return "no record: under `nrl-patches run`, and no package with a target was imported there", False
     # Shells, multiprocessing's own helpers and Ray's agents do without us, and are no problem.
-    if b"/libtorch_python." in folder.joinpath("maps").read_bytes():
+    if _has_mapped(folder, b"/libtorch_python."):
         return f"no record: torch is loaded, but {_NOT_IMPORTED}", True
     return f"no record: {_NOT_IMPORTED}", False
 
@@ -184,7 +226,7 @@ def _environ(folder: Path) -> tuple[dict[bytes, bytes], str]:
 
 
 def _settings(folder: Path) -> tuple[dict[bytes, bytes], bool]:
-    texts = folder.joinpath("environ").read_bytes().split(b"\0")
+    texts = _beginning_of(folder / "environ", _LONGEST_ENVIRON).split(b"\0")
     settings = (text.partition(b"=") for text in texts)
     return {name: value.strip() for name, equals, value in settings if equals}, b"=" in texts[0]
 
@@ -198,7 +240,7 @@ def _parent_of(folder: Path) -> int:
 
 
 def _status_field(folder: Path, name: str) -> list[str]:
-    for line in folder.joinpath("status").read_text(errors="replace").splitlines():
+    for line in _beginning_of(folder / "status", _LONGEST).decode(errors="replace").splitlines():
         if line.startswith(f"{name}:"):
             return line.split()[1:]
     return []

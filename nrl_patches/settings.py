@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import fnmatch
-from collections.abc import Iterable, Mapping
+import re
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from nrl_patches.errors import explain_problem
@@ -21,9 +22,15 @@ VARIABLES: Mapping[str, str] = {
 }
 """Every variable but the opt-outs of the single patches, and what it does. The README's table is held against it."""
 
+_OTHERS = frozenset({"NRL_PATCHES_RELEASES", "NRL_DISABLE_NUMA_BINDING", "NRL_DISABLE_NUMA_MEMBIND"})
+"""Variables that look like ours and are not: of this project's own tests, and of NeMo RL."""
+
 _ON = frozenset({"1", "true", "yes", "on"})
 _OFF = frozenset({"0", "false", "no", "off"})
 _SHOWN = 60
+_LONGEST = 1000  # Characters of an id or a glob.
+_MOST = 20  # Unknown ids that are told one by one, each with the nearest known one.
+_CLOSE = 0.8
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,7 @@ class Settings:
         excluded = reader.ids("NRL_PATCHES_DISABLE") or frozenset()
         only = reader.ids("NRL_PATCHES_ONLY")
         forced = reader.ids("NRL_PATCHES_FORCE") or frozenset()
+        reader.check_names({*VARIABLES, *(patch.opt_out for patch in registry)})
         disabled: dict[str, str] = {}
         for patch in registry:
             opted_out = reader.switch(patch.opt_out, default=False)
@@ -106,12 +114,30 @@ class _Reader:
         if not parts:
             return None
         named: set[str] = set()
+        unknown = []
         for part in dict.fromkeys(parts):
-            matches = fnmatch.filter((*self.known, *self.broken), part)
+            # What is longer than any id and more is not even read: fnmatch takes a minute for "[" x 100,000.
+            matches = fnmatch.filter((*self.known, *self.broken), part) if len(part) <= _LONGEST else []
             named.update(matches)
-            if not matches:
-                self._unknown(variable, part)
+            unknown += [] if matches else [part]
+        for part in unknown[:_MOST]:
+            self._unknown(variable, part)
+        if unknown[_MOST:]:
+            rest = f"{len(unknown) - _MOST} more that match no patch"
+            self._problem(variable, "ids of patches", rest, "`nrl-patches list` shows every id")
         return frozenset(named)
+
+    def check_names(self, known: Collection[str]) -> None:
+        """Look for variables that were probably meant to be one of ours."""
+        for variable in sorted(name for name, value in self.environ.items() if value.strip()):
+            if variable in known or variable in _OTHERS or not variable.upper().startswith("NRL"):
+                continue
+            retired = [f"{i}, {why}" for i, why in self.retired.items() if variable in re.findall(r"\w+", why)]
+            if retired:
+                self._problem(variable, "the switch of a patch of this version", f"that of {retired[0]}", "unset it")
+            elif meant := _meant(variable, known):
+                found = f"{_shown(variable)}, which nothing reads"
+                self._problem(_shown(variable)[1:-1], "a variable that is read", found, f"did you mean {meant}?")
 
     def _unknown(self, variable: str, part: str) -> None:
         if part in self.retired:
@@ -123,6 +149,23 @@ class _Reader:
 
     def _problem(self, variable: str, expected: str, found: str, next_step: str) -> None:
         self.problems.append(explain_problem(variable, expected=expected, found=found, next_step=next_step))
+
+
+def _meant(variable: str, known: Collection[str]) -> str:
+    """Return the variable that was probably meant by a name; empty if that seems to be somebody else's."""
+    name = variable.upper()
+    if name.startswith("NRL_PATCHES"):  # All of these are ours.
+        return _closest(name, [ours for ours in known if ours.startswith("NRL_PATCHES")], 0)
+    # Part of a switch's name, as NRL_DISABLE_GEMMA4 or NRL_DISABLE_GEMMA4_PATCH.
+    words = set(name.split("_")) - {"PATCH"}
+    partly = [ours for ours in sorted(known) if words < set(ours.split("_"))]
+    if name.startswith("NRL_DISABLE_") and partly and words > {"NRL", "DISABLE"}:
+        return min(partly, key=len)
+    return _closest(name, known, _CLOSE)
+
+
+def _closest(name: str, known: Collection[str], cutoff: float) -> str:
+    return next(iter(difflib.get_close_matches(name[: 4 * _SHOWN], known, n=1, cutoff=cutoff)), "")
 
 
 def _nearest(part: str, known: Iterable[str]) -> str:

@@ -13,7 +13,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from types import ModuleType
 
-__all__ = ["keep_failure", "ray_worker", "startup", "vllm_plugin"]
+__all__ = ["HOOK_OF_THE_JOB", "keep_failure", "ray_worker", "startup", "vllm_plugin"]
+
+HOOK_OF_THE_JOB = "_NRL_PATCHES_RAY_HOOK"
+"""The variable that names a setup hook of the user's own: Ray runs one, and nrl_patches.ray has put ours there."""
 
 failure = ""
 """The traceback of the import of nrl_patches, where that failed here; empty otherwise."""
@@ -29,12 +32,18 @@ def vllm_plugin() -> None:
 
 
 def ray_worker() -> None:
-    """Bring nrl_patches into a Ray worker, as its ``worker_process_setup_hook``.
+    """Bring nrl_patches into a Ray worker, as its setup hook; then call the one that the job has of its own.
 
     Raises:
-        Exception: Under strict mode only, whatever is wrong.
+        Exception: What the job's own hook raises. Under strict mode whatever else is wrong.
     """
+    import os  # noqa: PLC0415 - see the module docstring
+    from importlib import import_module  # noqa: PLC0415
+
     _bring("ray")
+    module, _, function = os.environ.get(HOOK_OF_THE_JOB, "").rpartition(".")
+    if module:
+        getattr(import_module(module), function)()
 
 
 def startup(_module: ModuleType) -> None:
@@ -73,9 +82,13 @@ def _refuse(error: Exception) -> None:
     # Once it has called them, wrapt forgets its hooks, and vLLM its plugins: whoever catches the error and imports
     # again would go on unpatched.
     import sys  # noqa: PLC0415
-    from importlib.metadata import entry_points  # noqa: PLC0415
+    from contextlib import suppress  # noqa: PLC0415
+    from importlib.metadata import distributions  # noqa: PLC0415
 
-    packages = {entry.name for entry in entry_points(group="nrl_patches.startup")}
+    packages = set()
+    for distribution in distributions():
+        with suppress(Exception):  # Of whatever else is installed, the metadata may be broken.
+            packages |= {entry.name for entry in distribution.entry_points if entry.group == "nrl_patches.startup"}
 
     class Refusal:
         @staticmethod
@@ -95,6 +108,7 @@ def _is_strict() -> bool:
 
 def _report(path: str, error: Exception) -> None:
     import logging  # noqa: PLC0415
+    import sys  # noqa: PLC0415
 
     if failure:
         return
@@ -106,7 +120,11 @@ def _report(path: str, error: Exception) -> None:
             "next step: reinstall nrl-patches in this environment"
         )
     consequence = "" if _is_strict() else "; this process runs without any patch"
-    logging.getLogger("nrl_patches").error("%s%s", said, consequence)
+    logger = logging.getLogger("nrl_patches")
+    logger.error("%s%s", said, consequence)
+    # As nrl_patches.telling does, which may be the very thing that cannot be imported.
+    if not logger.isEnabledFor(logging.ERROR) and sys.stderr is not None:
+        print(f"nrl_patches: {said}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def keep_failure(path: str, error: Exception) -> None:

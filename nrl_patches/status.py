@@ -49,13 +49,19 @@ class Status:
 
 @dataclass
 class Record:
-    """The status of a patch while it changes; ``done`` holds the targets that carry its fixes."""
+    """The status of a patch while it changes.
+
+    Attributes:
+        done: The targets that carry its fixes.
+        holds: By how many calls of undo it is undone.
+    """
 
     state: State = State.PENDING
     reason: str = ""
     notes: tuple[str, ...] = ()
     traceback: str = ""
     done: set[str] = field(default_factory=set)
+    holds: int = 0
 
     def awaits(self, patch: Patch) -> str:
         """Return what a pending patch waits for, as a phrase."""

@@ -13,7 +13,18 @@ import wrapt
 from nrl_patches.declaration import Fix
 from nrl_patches.modules import namespace
 
-__all__ = ["MARK", "MISSING", "Mark", "MismatchError", "Site", "check", "describe", "locate", "objection_unless"]
+__all__ = [
+    "MARK",
+    "MISSING",
+    "Mark",
+    "MismatchError",
+    "Site",
+    "check",
+    "describe",
+    "locate",
+    "mark_of",
+    "objection_unless",
+]
 
 MISSING: Any = object()
 MARK = "__nrl_patches__"
@@ -33,6 +44,12 @@ class Mark(NamedTuple):
     ids: tuple[str, ...]
     pristine: Callable[..., Any]
     code: CodeType
+
+
+def mark_of(function: object) -> Mark | None:
+    """Return the mark of this package on a callable, None if it carries none of its own."""
+    mark = getattr(function, MARK, None)
+    return Mark(*mark) if mark is not None and mark.code is getattr(function, "__code__", None) else None
 
 
 class MismatchError(Exception):
@@ -70,8 +87,7 @@ class Site:
     @property
     def mark(self) -> Mark | None:
         """The mark of this package on the callable, None if it carries none of its own."""
-        mark = getattr(self.function, MARK, None)
-        return Mark(*mark) if mark is not None and mark.code is getattr(self.function, "__code__", None) else None
+        return mark_of(self.function)
 
 
 def locate(module: ModuleType, fix: Fix) -> Site:

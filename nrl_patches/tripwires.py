@@ -9,17 +9,15 @@ import enum
 import json
 import os
 import signal
-import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 
 from nrl_patches.affected import Answer
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import find_installed
+from nrl_patches.launch import run_code
 
 __all__ = [
     "PASSING",
@@ -28,6 +26,7 @@ __all__ = [
     "Tripwire",
     "Verdict",
     "describe_end",
+    "missing_for",
     "run_side",
     "run_tripwire",
     "run_tripwires",
@@ -37,6 +36,8 @@ TIMEOUT = 60.0
 """Seconds that one side may take by default, the import of the upstream packages included."""
 
 _TAIL = 2000
+_LONGEST = 2**20  # Bytes of an answer.
+_COMMAND = "from nrl_patches.cli import main; main(prog_name='nrl-patches')"
 
 
 class Verdict(str, enum.Enum):
@@ -119,12 +120,8 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
     """
     decision = patch.affected.decide(find_installed)
     on: Side | None = None
-    # One excluded distribution decides a pair, but its probe needs both.
-    complete = any(
-        all(find_installed(part.distribution) for part in conjunction) for conjunction in patch.affected.alternatives
-    )
-    if not complete:
-        missing = [name for name in patch.affected.distributions if find_installed(name) is None]
+    missing = missing_for(patch)
+    if missing:
         verdict, sentence, step = Verdict.NOT_INSTALLED, f"{', '.join(missing)} is not installed", ""
         off = None
     else:
@@ -140,6 +137,15 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
     file = getattr(sys.modules.get(patch.module), "__file__", None) or patch.module
     declared = str(patch.affected)
     return Tripwire(patch.id, verdict, sentence, step, declared, installed, patch.upstream, file, off, on)
+
+
+def missing_for(patch: Patch) -> list[str]:
+    """Return what is not installed of what the probe of a patch needs; empty if nothing is missing."""
+    # One excluded distribution decides a pair, but its probe needs both.
+    complete = any(
+        all(find_installed(part.distribution) for part in conjunction) for conjunction in patch.affected.alternatives
+    )
+    return [] if complete else [name for name in patch.affected.distributions if find_installed(name) is None]
 
 
 def run_tripwires(
@@ -160,37 +166,20 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
     environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
-    reading, writing = os.pipe()
-    start = time.monotonic()
-    command = [sys.executable, "-m", "nrl_patches", "probe", patch_id, "--report-fd", str(writing)]
-    # The output goes to a file, and nobody waits for the end of the pipe: what a probe leaves running may hold both.
-    with os.fdopen(reading, "rb", buffering=0) as report, tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(  # noqa: S603 - this interpreter, and arguments of ours
-            command,
-            env=environ,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            pass_fds=(writing,),
-            start_new_session=True,  # So that what a probe has started dies with it.
+    with tempfile.TemporaryFile() as report:
+        fd = report.fileno()
+        ended = run_code(
+            _COMMAND, ["probe", patch_id, "--report-fd", str(fd)], timeout=timeout, environ=environ, pass_fds=[fd]
         )
-        os.close(writing)
-        try:
-            ended = describe_end(process.wait(timeout))
-        except subprocess.TimeoutExpired:
-            ended = f"took longer than {timeout:g} s and was killed"
-        with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        seconds = time.monotonic() - start
-        os.set_blocking(reading, False)
-        answer = report.read()
-        output.seek(0)
-        said = output.read().decode(errors="replace")
-    if not answer:
-        return Side(None, seconds=seconds, error=f"the probe {ended}; the end of its output:\n{said[-_TAIL:]}")
-    told = json.loads(answer)
-    return Side(told["present"], told["evidence"], told["status"], seconds)
+        report.seek(0)
+        answer = report.read(_LONGEST)
+    try:
+        told = json.loads(answer)
+        return Side(told["present"], told["evidence"], told["status"], ended.seconds)
+    except (LookupError, TypeError, ValueError, RecursionError):
+        how = f"took longer than {timeout:g} s and was killed" if ended.code is None else describe_end(ended.code)
+        said = f"the probe {how}; the end of its output:\n{ended.output[-_TAIL:]}"
+        return Side(None, seconds=ended.seconds, error=said)
 
 
 def describe_end(code: int) -> str:

@@ -81,7 +81,8 @@ def permutations_of(patch, registry, before):
     yield "apply twice", same(held(patch), fixed)
     with activation.undo(patch.id):
         yield "undo", same(held(patch), before)
-        activation.undo(patch.id)
+        with activation.undo(patch.id):
+            pass
         yield "undo twice", same(held(patch), before)
     yield "apply again", states(activation)[patch.id] == state
     yield "replaced again", same(held(patch), before) is not (state == "applied")
@@ -97,7 +98,8 @@ def main():
         report[patch.id]["affected"] = patch.affected.decide(find_installed).answer.value
     if sys.argv[1] == "on":
         for patch_id, status in nrl_patches.status().items():
-            marks = [getattr(raw, MARK, None) for raw in held(registry.patches[patch_id])]
+            functions = [getattr(raw, "__func__", raw) for raw in held(registry.patches[patch_id])]
+            marks = [getattr(function, MARK, None) for function in functions]
             marked = any(mark is not None and patch_id in mark.ids for mark in marks)
             report[patch_id] |= {
                 "state": status.state,

@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 import textwrap
+from importlib.metadata import entry_points
 
 from standins import ADD_ONE, PATCH, ROOT
 
@@ -67,6 +68,13 @@ class Copy:
     def run(self, *args, **environ):
         """Run a module of the copy, by ``-m``."""
         return self.python("-m", *args, **environ)
+
+    def pytest(self, *args, conftest="", **environ):
+        """Run a test session of its own, with the plugin of the copy."""
+        self.write("empty/conftest.py", conftest)
+        known = any(point.value == "nrl_patches_pytest" for point in entry_points(group="pytest11"))
+        plugin = () if known else ("-p", "nrl_patches_pytest")
+        return self.run("pytest", *plugin, "-p", "no:cacheprovider", "-c", os.devnull, "empty", *args, **environ)
 
     def python(self, *args, python=sys.executable, **environ):
         """Run an interpreter that sees the copy."""

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from standins import ROOT
 
-from nrl_patches.matrix.environments import build, variables
+from nrl_patches.matrix.environments import Part, build, build_part, variables
 
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
@@ -23,11 +23,13 @@ ENVIRONMENTS = (
     "transformers==5.5.2",  # the first in which Gemma 4 shares without a cache
     "transformers==5.5.4",
     "transformers==5.6.0",  # the first in which Gemma 3n shares without a cache, and with that rule
-    "peft==0.21.2 & transformers==5.8.1",
-    "peft==0.19.0 & transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
+    "transformers==5.8.1",
+    "transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
-    "peft==0.21.2 & transformers==5.24.0",
+    "transformers==5.22.2",
+    "transformers==5.23.0",  # the first whose shared states accelerate can move
+    "transformers==5.24.0",
     "nemo-automodel==0.3.0 & transformers==5.9.0",
     "nemo-automodel==0.4.0 & transformers==5.5.0",  # its pin
     "nemo-automodel==0.5.0 & transformers==5.8.1",  # its pin; heeds the dtype that was asked for
@@ -44,9 +46,19 @@ ENVIRONMENTS = (
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""
 
 
+PEFT = Part(("peft==0.21.2",))
+"""One version imports on all of them, and finds what it needs in the base."""
+
+
 def run_on(environment, script, *args, timeout=600, **environ):
     """Run a script of this project in a fresh interpreter on upstream releases; return the finished process."""
     return run_in([*build(environment, FOLDER), ROOT / "tests"], script, *args, timeout=timeout, **environ)
+
+
+def run_with_peft_on(environment, script, *args, timeout=600, **environ):
+    """The same with PEFT beside them."""
+    path = [*build(environment, FOLDER), build_part(PEFT, FOLDER), ROOT / "tests"]
+    return run_in(path, script, *args, timeout=timeout, **environ)
 
 
 def run_in(path, script, *args, timeout=600, **environ):

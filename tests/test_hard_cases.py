@@ -291,6 +291,19 @@ def test_frozen_objects_are_out_of_reach_and_said(counting):
     assert done.returncode == 0, done.stderr
 
 
+def test_what_the_interpreter_froze_of_its_own_is_no_matter(counting, monkeypatch):
+    # Python 3.12.1 starts with 375 frozen tuples.
+    core = counting.core()
+
+    class Alias:
+        count = core.count
+
+    monkeypatch.setattr("gc.get_freeze_count", lambda: 375)
+    status = only(counting.activate())
+    assert (status.state, status.notes) == ("applied", ())
+    assert (core.count(), Alias.count()) == (2, 2)
+
+
 def test_what_is_frozen_is_no_matter_where_the_modules_hold_every_reference(counting):
     done = counting.run(
         f"""
@@ -346,7 +359,7 @@ def test_a_required_patch_of_a_target_that_cannot_be_set(counting, monkeypatch):
     def refuse(*_args):
         raise TypeError("immutable type")
 
-    monkeypatch.setattr("nrl_patches.activation.block", refuse)
+    monkeypatch.setattr("nrl_patches.settlement.block", refuse)
     assert counting.core().count() == 1
     assert "its target could not be blocked: TypeError: immutable type" in only(activation).notes
 

@@ -1,11 +1,14 @@
+import copy
 import importlib
 import importlib.machinery
+import importlib.util
 import inspect
+import pickle
 import sys
 
 import pytest
 import wrapt
-from standins import run
+from standins import only, run
 
 from nrl_patches.hooks import call_when_executed, withdraw
 
@@ -177,6 +180,147 @@ def test_gets_along_with_wrapts_own_finder(sandbox, hook):
     core = sandbox.core()
     assert calls == [core]
     assert hook.calls == [core]
+
+
+class Impatient:
+    """Finds what it is for and asks nobody else, as typeguard's finder does."""
+
+    def __init__(self, package):
+        self.package = package
+
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] == self.package:
+            return importlib.machinery.PathFinder.find_spec(name, path, target)
+        return None
+
+
+class TestFindersInFront:
+    """Whoever puts a finder in front of the hooks' own, they are asked."""
+
+    @pytest.fixture(autouse=True)
+    def _as_it_was(self):
+        path, finders = sys.meta_path, sys.meta_path.copy()
+        yield
+        path[:] = finders
+        sys.meta_path = path
+
+    @staticmethod
+    def insert(finder):
+        sys.meta_path.insert(0, finder)
+
+    @staticmethod
+    def change_all(finder):
+        sys.meta_path[:] = [finder, *sys.meta_path]
+
+    @staticmethod
+    def change_all_to_what_was_before(finder):
+        sys.meta_path[:] = [finder, importlib.machinery.PathFinder]
+
+    @pytest.mark.parametrize("put", [insert, change_all, change_all_to_what_was_before])
+    def test_the_hook_is_called(self, sandbox, hook, put):
+        sandbox.distribution(core="")
+        call_when_executed(f"{sandbox.name}.core", hook)
+        put(Impatient(sandbox.name))
+        core = sandbox.core()
+        assert hook.calls == [core]
+
+    def test_their_positions_are_their_own_affair(self, sandbox, hook):
+        sandbox.distribution(core="", other="")
+        call_when_executed(f"{sandbox.name}.core", hook)
+        call_when_executed(f"{sandbox.name}.other", hook)
+        finder = Impatient(sandbox.name)
+        sys.meta_path.insert(0, finder)
+        core = sandbox.core()
+        assert sys.meta_path[0] is finder
+        assert sys.meta_path.pop(0) is finder
+        other = importlib.import_module(f"{sandbox.name}.other")
+        assert hook.calls == [core, other]
+
+    def test_every_finder_is_asked_once(self, hook):
+        call_when_executed("nrl_nowhere", hook)
+        asked = []
+
+        class Curious:
+            @staticmethod
+            def find_spec(name, _path=None, _target=None):
+                asked.append(name)
+
+        sys.meta_path.insert(0, Curious)
+        with pytest.raises(ModuleNotFoundError):
+            importlib.import_module("nrl_nowhere.at_all")
+        assert asked.count("nrl_nowhere") <= 2  # by ours where somebody waits, and by the import system
+        finders = list(sys.meta_path)
+        assert len(finders) == len({id(finder) for finder in finders})
+
+    @pytest.mark.parametrize("kept", [True, False])
+    def test_what_another_list_let_through_is_noticed(self, counting, kept):
+        counting.write("unrelated.py", "")
+        activation = counting.activate()
+        finders = sys.meta_path.copy() if kept else [importlib.machinery.PathFinder]
+        sys.meta_path = [Impatient(counting.name), *finders]
+        core = counting.core()
+        assert core.count() == 1
+        if kept:  # The next import that their finder is not for asks ours.
+            importlib.import_module("unrelated")
+            del sys.modules["unrelated"]
+            assert core.count() == 2
+        status = only(activation)
+        assert core.count() == 2
+        assert "was imported past the import hook" in status.notes[0]
+        del sys.modules[core.__name__]
+        assert counting.core().count() == 2
+
+    def test_typeguard(self, counting):
+        typeguard = pytest.importorskip("typeguard")
+        activation = counting.activate()
+        with typeguard.install_import_hook(counting.name):
+            core = counting.core()
+        assert type(core.__loader__).__name__ == "TypeguardLoader"
+        assert core.count() == 2
+        assert only(activation).notes == ()
+
+
+class TestCopiesOfALoader:
+    """What waits for the import of a target can be copied and pickled as if nobody waited."""
+
+    @pytest.fixture
+    def spec(self, sandbox, hook):
+        sandbox.distribution(core="")
+        call_when_executed(f"{sandbox.name}.core", hook)
+        return importlib.util.find_spec(f"{sandbox.name}.core")
+
+    @pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+    def test_a_copy_is_observed_as_well(self, spec, hook, duplicate):
+        assert isinstance(duplicate(spec.loader), importlib.machinery.SourceFileLoader)
+        again = duplicate(spec)
+        assert again == spec
+        module = importlib.util.module_from_spec(again)
+        sys.modules[again.name] = module
+        again.loader.exec_module(module)
+        assert hook.calls == [module]
+        assert type(module.__loader__) is importlib.machinery.SourceFileLoader
+
+    def test_a_pickle_is_that_of_the_loader_itself(self, spec):
+        for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
+            data = pickle.dumps(spec, protocol)
+            assert b"nrl_patches" not in data
+            again = pickle.loads(data)
+            assert type(again.loader) is importlib.machinery.SourceFileLoader
+            assert (again.name, again.loader.path) == (spec.name, spec.loader.path)
+
+    def test_so_can_the_spec_of_a_module_that_is_being_executed(self, sandbox):
+        sandbox.write(
+            "half.py",
+            """
+            import copy, pickle
+            from nrl_patches.hooks import call_when_executed
+            seen = []
+            call_when_executed("half", seen.append)
+            copies = [pickle.loads(pickle.dumps(__spec__)), copy.copy(__spec__), copy.deepcopy(__spec__)]
+            """,
+        )
+        done = sandbox.run("import half; print(*{type(spec).__name__ for spec in half.copies}, len(half.seen))")
+        assert (done.returncode, done.stdout) == (0, "ModuleSpec 1\n"), done.stderr
 
 
 class TestWhyNotWrapt:

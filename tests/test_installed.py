@@ -3,6 +3,7 @@ import types
 
 import pytest
 from packaging.version import Version
+from standins import only
 
 from nrl_patches.installed import find_installed
 
@@ -74,3 +75,52 @@ def test_package_without_spec_and_blocked_package(monkeypatch):
     monkeypatch.setitem(sys.modules, "nrl_blocked", None)
     assert version("nrl-bare") == Version("4.2")
     assert find_installed("nrl-blocked") is None
+
+
+class TestBrokenMetadata:
+    """Whatever stands in the metadata of whatever distribution, somebody can say what is installed."""
+
+    @pytest.mark.parametrize(
+        ("content", "found"),
+        [
+            (b"Metadata-Version: 2.1\nAuthor: J\xf6rg\nName: {name}\nVersion: 1.0\n", "UnicodeDecodeError"),
+            (b"Metadata-Version: 2.1\nName: {name}\n", "version unknown"),
+            (b"Metadata-Version: 2.1\nName: {name}\nVersion: one\n", "version unknown"),
+            (b"", "version unknown"),
+            (b"\0\xff", "version unknown"),
+        ],
+        ids=["not UTF-8", "no version", "no such version", "empty", "binary"],
+    )
+    def test_of_the_distribution_itself(self, sandbox, content, found):
+        sandbox.distribution("1.0", core="def count():\n    return 1\n")
+        file = sandbox.folder / f"{sandbox.name}-1.0.dist-info" / "METADATA"
+        file.write_bytes(content.replace(b"{name}", sandbox.name.encode()))
+        assert version(sandbox.name) is None
+        assert found in str(find_installed(sandbox.name))
+        sandbox.patch()
+        activation = sandbox.activate()
+        assert sandbox.core().count() == 2  # as in every build without a version that counts, the guard decides
+        assert "is no release; the guard decided" in only(activation).reason
+
+    @pytest.mark.parametrize("file", ["METADATA", "RECORD", "top_level.txt", "direct_url.json"])
+    @pytest.mark.parametrize("content", [b"\xff", b"", None])
+    def test_of_another_one(self, sandbox, file, content):
+        package = sandbox.distribution("0.30.0", name=f"{sandbox.name}-cpu", package=sandbox.name)
+        broken = sandbox.folder / "aaa_broken-1.0.dist-info" / file
+        broken.parent.mkdir()
+        if content is None:
+            broken.mkdir()
+        else:
+            broken.write_bytes(content)
+        assert str(find_installed(package)) == f"{sandbox.name}-cpu 0.30.0"
+
+    def test_of_where_it_came_from(self, sandbox):
+        sandbox.distribution("1.0", init="__version__ = '1.0+6de0c361'")
+        (sandbox.folder / f"{sandbox.name}-1.0.dist-info" / "direct_url.json").write_bytes(b"\xff")
+        __import__(sandbox.name)
+        assert version(sandbox.name) == Version("1.0+6de0c361")
+
+    def test_a_package_that_does_not_tell_its_version(self, sandbox):
+        sandbox.distribution("1.0", init="def __getattr__(name):\n    raise RuntimeError(name)\n")
+        __import__(sandbox.name)
+        assert version(sandbox.name) == Version("1.0")

@@ -6,6 +6,8 @@ import sys
 import pytest
 from standins import COUNT, ROOT, run
 
+from nrl_patches.registry import load
+
 
 def test_imports_none_of_the_patched_distributions():
     done = run(
@@ -57,6 +59,20 @@ def test_writes_no_file_and_prints_nothing(tmp_path):
     assert not list(copy.rglob("*.pyc"))
 
 
+def test_stripped_docstrings_take_no_patch_away():
+    script = """
+        import sys
+        import nrl_patches
+        registry = nrl_patches._activation.registry
+        assert not registry.broken
+        assert sys.flags.optimize == 2 and all(sys.modules[patch.module].__doc__ is None for patch in registry)
+        print(*[patch.doc for patch in registry], sep="")
+    """
+    done = run(script, PYTHONOPTIMIZE="2")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout == "".join(patch.doc for patch in load()) + "\n"
+
+
 def test_off_leaves_the_import_system_alone():
     done = run("import sys; n = len(sys.meta_path); import nrl_patches; print(len(sys.meta_path) - n)", NRL_PATCHES="0")
     assert done.stdout == "0\n", done.stderr
@@ -106,6 +122,7 @@ SECOND_COPY = """
     patches = importlib.import_module("{patches}")
     first = Activation(registry.load(patches), {{}})
     first.start()
+    finders = sys.meta_path
     for name in [n for n in sys.modules if n.split(".")[0] in ("nrl_patches", "{patches}")]:
         del sys.modules[name]
     sys.path.insert(0, "{copy}")
@@ -117,6 +134,7 @@ SECOND_COPY = """
     second.start()
     import {target}.core as core
     assert core.count() == 2, core.count()
+    assert sys.meta_path is finders  # Both keep their finders first in one list.
     (one,), (two,) = first.status().values(), second.status().values()
     assert one.state == two.state == "applied", (one, two)
     notes = one.notes + two.notes

@@ -459,3 +459,33 @@ def test_a_copy_that_is_made_during_the_search_is_noticed(counting, by_name, pas
     counting.activate()
     assert passes == [True]
     assert by_name.again() == 2
+
+
+class TestReloads:
+    """A target that is made anew again and again."""
+
+    @pytest.fixture
+    def reloaded(self, shapes):
+        shapes.patch(target=target(shapes, "Shape.method"))
+        shapes.patch("function", target=target(shapes, "function"))
+        return shapes.activate(), shapes.core()
+
+    def test_what_nobody_holds_any_more_is_not_kept(self, reloaded):
+        _, core = reloaded
+        for _ in range(8):
+            importlib.reload(core)
+        gc.collect()
+        owners = [slot.site.owner for slot in gc.get_objects() if type(slot) is replacement.Slot]
+        assert len([owner for owner in owners if owner is core or vars(owner).get("__module__") == core.__name__]) == 2
+
+    def test_what_somebody_still_holds_is_restored(self, reloaded, monkeypatch):
+        activation, core = reloaded
+        copies = types.ModuleType(f"{core.__name__}_copies")
+        monkeypatch.setitem(sys.modules, copies.__name__, copies)
+        copies.function, shape = core.function, core.Shape()
+        for _ in range(3):
+            importlib.reload(core)
+        gc.collect()
+        assert (copies.function(1), shape.method(1), core.function(1)) == (2, 2, 2)
+        activation.undo()
+        assert (copies.function(1), shape.method(1), core.function(1)) == (1, 1, 1)

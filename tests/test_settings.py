@@ -1,4 +1,5 @@
 import re
+import time
 
 import pytest
 from standins import ROOT
@@ -105,6 +106,15 @@ def test_strange_ids(value):
     assert "expected" in problem(NRL_PATCHES_DISABLE=value)
 
 
+@pytest.mark.parametrize("value", ["[" * 100_000, "[x" * 50_000, ",".join(f"[{i}" for i in range(15_000))], ids=len)
+def test_values_as_long_as_the_system_allows_are_read_at_once(value):
+    start = time.process_time()
+    problems = read(NRL_PATCHES_DISABLE=value).problems
+    assert time.process_time() - start < 5
+    assert 1 <= len(problems) <= 21
+    assert "100000 characters" in problems[0] or "14980 more that match no patch" in problems[-1]
+
+
 def test_globs_that_match_nothing():
     assert "a glob that matches a patch" in problem(NRL_PATCHES_DISABLE="vlm.*")
 
@@ -119,6 +129,65 @@ def test_retired_ids_explain_themselves():
     registry = Registry(REGISTRY.patches, retired={"vllm.old": "retired in 0.2.0: fixed since vLLM 0.9.2"})
     settings = Settings.read({"NRL_PATCHES_DISABLE": "vllm.old"}, registry)
     assert "retired in 0.2.0: fixed since vLLM 0.9.2" in settings.problems[0]
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [
+        ("NRL_PATCHES_DISABLED", "NRL_PATCHES_DISABLE"),
+        ("NRL_PATCH_DISABLE", "NRL_PATCHES_DISABLE"),
+        ("nrl_patches_only", "NRL_PATCHES_ONLY"),
+        ("NRL_PATCHES_ANYTHING", "NRL_PATCHES_ONLY"),
+        ("NRL_DISABLE_GEMMA4_PATCH", "NRL_DISABLE_GEMMA4_KV_SHARING_PATCH"),
+        ("NRL_DISABLE_GEMMA4", "NRL_DISABLE_GEMMA4_KV_SHARING_PATCH"),
+        ("NRL_DISABLE_QWEN_VL_VISION_PATCH", "NRL_DISABLE_QWENVL_VISION_PATCH"),
+        ("NRL_DISABLED_QWENVL_VISION_PATCH", "NRL_DISABLE_QWENVL_VISION_PATCH"),
+    ],
+)
+def test_a_misspelt_name_comes_with_the_nearest_one(variable, meant):
+    found = problem(**{variable: "1"})
+    assert found.startswith(f"{variable}: expected a variable that is read; found ")
+    assert found.endswith(f"did you mean {meant}?")
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        # NeMo RL's own, of its main branch and of a fork
+        "NRL_DISABLE_NUMA_BINDING",
+        "NRL_DISABLE_NUMA_MEMBIND",
+        "NRL_DISABLE_VLLM_PORT_OVERRIDE",
+        "NRL_FORCE_REBUILD_VENVS",
+        "NRL_IGNORE_VERSION_MISMATCH",
+        "NRL_VLLM_USE_V1",
+        "NRL_LOG_LEVEL",
+        "NRL_CONTAINER",
+        "NRL_PATCHES_RELEASES",  # of these tests
+        "NRL",
+        "NRL_DISABLE_",
+        "PATH",
+    ],
+)
+def test_the_names_of_others_are_theirs(variable):
+    assert off(**{variable: "1"}) == set()
+
+
+def test_a_misspelt_name_without_a_value_is_unset():
+    assert off(NRL_PATCHES_DISABLED=" ") == set()
+
+
+def test_misspelt_names_raise_under_strict(sandbox):
+    sandbox.patch()
+    with pytest.raises(nrl_patches.SettingsError, match="did you mean NRL_DISABLE_OFF_BY_ONE"):
+        sandbox.activate(NRL_PATCHES_STRICT="1", NRL_DISABLE_OFF_BY_ONE_PATCH="1")
+
+
+def test_the_switch_of_a_retired_patch_explains_itself():
+    why = "retired in 0.2.0, and NRL_DISABLE_OLD_PATCH with it: fixed since vLLM 0.9.2"
+    registry = Registry(REGISTRY.patches, retired={"vllm.old": why})
+    (found,) = Settings.read({"NRL_DISABLE_OLD_PATCH": "1"}, registry).problems
+    assert found.startswith("NRL_DISABLE_OLD_PATCH: expected the switch of a patch of this version; found that of")
+    assert why in found
 
 
 def test_problems_are_logged_and_nothing_is_applied_under_strict(sandbox, caplog):

@@ -66,6 +66,22 @@ def test_not_installed(copy):
     assert (tripwire["verdict"], code, tripwire["off"]) == ("not installed", 0, None)
 
 
+@pytest.mark.parametrize(
+    ("installed", "said"),
+    [
+        (False, "standin.count: expected an installed release of what it is about; found no standin in "),
+        (True, "standin.count: expected an answer of its probe; found SystemExit: 0; next step: "),
+    ],
+)
+def test_a_probe_that_has_no_answer_does_not_exit_as_one_that_has(copy, installed, said):
+    if installed:
+        copy.upstream()
+    copy.patch(probe="raise SystemExit(0)")
+    done = copy.run("nrl_patches", "probe", "standin.count")
+    assert (done.returncode, done.stdout) == (3, "")
+    assert said in done.stderr
+
+
 def test_a_pair_of_which_one_is_missing_and_the_other_excluded(copy):
     copy.upstream("2.0", RIGHT)
     copy.patch(affected="standin<2 & companion<1", probe="import companion\nreturn Observation(True)")
@@ -154,8 +170,10 @@ def test_other_patches_do_not_colour_the_sides(copy):
 
 def test_what_a_probe_prints_is_no_part_of_its_answer(copy):
     copy.upstream()
-    copy.patch(probe='print("{" * 100_000)\n' + textwrap.dedent(package_copy.COUNTS))
-    assert copy.outcome()[0]["verdict"] == "needed"
+    # The answer itself may have any length too.
+    counts = textwrap.dedent(package_copy.COUNTS).replace("{", '{"long": "x" * 200_000, ')
+    copy.patch(probe='print("{" * 100_000)\n' + counts)
+    assert copy.outcome("--timeout", "20")[0]["verdict"] == "needed"
 
 
 def test_allowed_verdicts(copy):
@@ -271,18 +289,13 @@ class TestFormats:
 class TestPlugin:
     """The pytest plugin, in a session of its own."""
 
-    def pytest(self, copy, *args, **environ):
-        copy.write("empty/conftest.py", "")
-        plugin = ("-p", "nrl_patches_pytest") if not _is_installed() else ()
-        return copy.run("pytest", *plugin, "-p", "no:cacheprovider", "-c", os.devnull, "empty", *args, **environ)
-
     def test_inert_unless_asked(self, copy):
         copy.write("empty/test_it.py", "import sys\ndef test_it():\n    assert 'nrl_patches' not in sys.modules\n")
-        done = self.pytest(copy)
+        done = copy.pytest()
         assert "1 passed" in done.stdout, done.stdout
 
     def test_one_test_per_patch_with_the_sentence_as_the_message(self, two):
-        done = self.pytest(two, "--nrl-tripwires", "-v")
+        done = two.pytest("--nrl-tripwires", "-v")
         assert "1 failed, 1 passed" in done.stdout
         assert "nrl-tripwires::standin.count PASSED" in done.stdout
         for part in (
@@ -296,18 +309,14 @@ class TestPlugin:
 
     def test_selection_and_skips(self, copy):
         copy.patch()
-        assert "1 skipped" in self.pytest(copy, "--nrl-tripwires", "-k", "count").stdout
-        assert "1 deselected" in self.pytest(copy, "--nrl-tripwires", "-k", "nothing").stdout
+        refused = copy.pytest("--nrl-tripwires-timeout", "nan")
+        assert "expected seconds above 0, 604800 (a week) at most; found 'nan'" in refused.stderr
+        assert "1 skipped" in copy.pytest("--nrl-tripwires", "-k", "count").stdout
+        assert "1 deselected" in copy.pytest("--nrl-tripwires", "-k", "nothing").stdout
 
     def test_under_xdist(self, two):
-        done = self.pytest(two, "--nrl-tripwires", "-n", "2")
+        done = two.pytest("--nrl-tripwires", "-n", "2")
         assert "1 failed, 1 passed" in done.stdout, done.stdout
-
-
-def _is_installed():
-    from importlib.metadata import entry_points
-
-    return any(point.value == "nrl_patches_pytest" for point in entry_points(group="pytest11"))
 
 
 def test_the_workflow_example(two, tmp_path):

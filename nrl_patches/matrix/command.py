@@ -13,6 +13,7 @@ import click
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from nrl_patches.activation import default_activation
+from nrl_patches.cli_options import SECONDS, CannotSayError, check_folder
 from nrl_patches.declaration import Patch
 from nrl_patches.errors import explain_problem
 from nrl_patches.matrix.evidence import Measurement, write_whole
@@ -35,7 +36,8 @@ if TYPE_CHECKING:
 else:
     _SpecifierType = click.ParamType
 
-_LIBRARIES = ("matplotlib", "psutil", "pypi_simple", "torch", "uv")
+_TO_REPORT = ("matplotlib",)
+_TO_MEASURE = ("psutil", "pypi_simple", "torch", "uv")
 _FOLDER = ".nrl-patches-matrix"
 
 
@@ -56,7 +58,9 @@ class _Releases(_SpecifierType):
 @click.option("--pre", is_flag=True, help="Measure pre-releases too.")
 @click.option("--again", type=click.Choice(["errors", "all"]), help="Measure anew what is known already.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Releases at a time; by default what the memory allows.")
-@click.option("--timeout", default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire.")
+@click.option(
+    "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire."
+)
 @click.option("--folder", default=_FOLDER, show_default=True, type=click.Path(path_type=Path), help="Works here.")
 @click.option("--output", type=click.Path(path_type=Path), help="Writes the report here; FOLDER/report by default.")
 @click.option("--offline", is_flag=True, help="Measure nothing; only report what is known.")
@@ -79,11 +83,19 @@ def matrix(  # noqa: PLR0913 - one parameter per option
 
     Installs each release in a folder of its own, beside the torch of this interpreter, runs the tripwires there, and
     writes matrix.json, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package was released
-    with; can be interrupted at any time. Exits with 1 if a declaration is not exactly what was measured.
+    with; can be interrupted at any time.
+
+    Exits with 0 if every declaration is exactly what was measured, 1 if one is not, 2 if the command is misused, and 3
+    if nothing could be said.
     """
-    missing = [name for name in _LIBRARIES if importlib.util.find_spec(name) is None]
+    needed = () if clean else _TO_REPORT if offline else (*_TO_REPORT, *_TO_MEASURE)
+    missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
-        raise click.ClickException(f"needs {', '.join(missing)}: pip install 'nrl-patches[matrix]' torch")
+        step = "pip install 'nrl-patches[matrix]' torch"
+        said = explain_problem(
+            "nrl-patches matrix", expected=", ".join(needed), found=f"no {', '.join(missing)}", next_step=step
+        )
+        raise CannotSayError(said)
     patches = _select(distributions, ids)
     if releases is not None and len({axis(patch) for patch in patches}) != 1:
         raise click.UsageError("--releases needs exactly one DISTRIBUTION, or patches of one")
@@ -94,6 +106,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
             return
         os.environ.setdefault("MPLCONFIGDIR", str(workshop.folder / "matplotlib"))  # Otherwise it is the user's.
         with workshop.open():
+            check_folder(output or workshop.report)
             if not offline:
                 tasks = workshop.plan(Selection(releases, prereleases=pre), again)
                 _measure(workshop, tasks, jobs or jobs_here())
@@ -101,12 +114,11 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     except IndexProblem as problem:
         step = "try again, or add --offline for a report on what is known"
         said = explain_problem("the package index", expected="its releases", found=str(problem), next_step=step)
-        raise click.ClickException(said) from problem
+        raise CannotSayError(said) from problem
     except (NotOursError, OSError, ValueError) as problem:
-        raise click.ClickException(str(problem)) from problem
-    click.echo(
-        f"{folder} holds {_bytes(disk_usage(folder))} of its own; `nrl-patches matrix --clean` gives it back", err=True
-    )
+        raise CannotSayError(str(problem)) from problem
+    held = f"{folder} holds {_bytes(disk_usage(folder))} of its own"
+    click.echo(f"{held}; `{workshop.cleaning}` gives it back", err=True)
     for broken in default_activation().registry.broken:
         click.echo(str(broken), err=True)
     sys.exit(int(not agrees or bool(default_activation().registry.broken)))
@@ -153,6 +165,7 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     lines = [line for judgement in judgements for line in judgement.lines()]
     shown = panels(patches, evidence)
     days = sorted(cell.date for m in evidence.measurements.values() for cell in m.cells.values())
+    click.echo("\n".join(lines))  # First: if the report cannot be written after all, these are known.
     caption = f"Measured {' to '.join(dict.fromkeys([days[0], days[-1]]))}" if days else "Nothing was measured"
     figure = draw(shown, caption=caption)
     svg = to_svg(figure)
@@ -167,7 +180,6 @@ def _report(workshop: Workshop, folder: Path) -> bool:
         },
     }
     write_whole(folder / "matrix.html", page(shown, caption=caption, svg=svg, declarations=lines, facts=facts))
-    click.echo("\n".join(lines))
     click.echo(f"the report is in {folder}", err=True)
     return not any(judgement.objections for judgement in judgements)
 

@@ -8,23 +8,26 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import shlex
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nrl_patches.errors import explain_problem
 from nrl_patches.matrix.environments import parse_environment
 
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
 __all__ = ["COMMITTED", "SCHEMA_VERSION", "Cell", "Evidence", "Measurement", "write_whole"]
 
-COMMITTED = Path(__file__).parents[1] / "evidence" / "matrix.json"
+COMMITTED = resources.files("nrl_patches").joinpath("evidence").joinpath("matrix.json")
 """The evidence that this version of the package was released with."""
 
 SCHEMA_VERSION = 1
-
-_DELETE = "delete the file, or its whole folder with --clean; what only this file held is measured again"
 
 
 @dataclass(frozen=True)
@@ -111,13 +114,13 @@ class Evidence:
     releases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
-    def read(cls, file: Path) -> Evidence:
+    def read(cls, file: Traversable) -> Evidence:
         """Read a ``matrix.json``; a file that is not there is no evidence.
 
         Raises:
             ValueError: The file is of another schema, or not whole.
         """
-        if not file.exists():
+        if not file.is_file() and not file.is_dir():
             return cls()
         content = file.read_bytes()
         try:
@@ -128,7 +131,7 @@ class Evidence:
                     str(file),
                     expected=f"what `nrl-patches matrix` writes, of schema {SCHEMA_VERSION}",
                     found=f"{type(error).__name__}: {error}" if content.strip() else "an empty file",
-                    next_step="install nrl-patches anew" if file == COMMITTED else _DELETE,
+                    next_step=_step(file),
                 )
             ) from error
 
@@ -156,6 +159,13 @@ def write_whole(file: Path, content: str | bytes) -> None:
     except BaseException:
         Path(made).unlink(missing_ok=True)
         raise
+
+
+def _step(file: Traversable) -> str:
+    if not isinstance(file, Path) or file == COMMITTED:
+        return "install nrl-patches anew"
+    cleaning = f"nrl-patches matrix --clean --folder {shlex.quote(str(file.parent))}"
+    return f"delete the file, or its whole folder with `{cleaning}`; what only this file held is measured again"
 
 
 def _with_versions(cell: Cell, versions: Mapping[str, str]) -> Cell:

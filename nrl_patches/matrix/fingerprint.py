@@ -8,8 +8,7 @@ from __future__ import annotations
 import ast
 import hashlib
 import importlib.util
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Callable, Iterator
 
 from nrl_patches.declaration import Patch
 
@@ -47,9 +46,11 @@ def _source(module: str) -> str | None:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:
         return None
-    if spec is None or spec.origin is None or spec.submodule_search_locations is not None:
+    # Not the file: the package may be in an archive.
+    get_source: Callable[[str], str | None] | None = getattr(spec and spec.loader, "get_source", None)
+    if spec is None or get_source is None or spec.submodule_search_locations is not None:
         return None
-    return Path(spec.origin).read_text(encoding="utf-8")
+    return get_source(spec.name)
 
 
 def _imported(tree: ast.AST, module: str) -> Iterator[str]:

@@ -15,10 +15,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from threading import Lock
-from typing import IO, Any
+from typing import Any
 
 from packaging.version import Version
 
@@ -26,6 +25,7 @@ from nrl_patches import __version__
 from nrl_patches.affected import Answer
 from nrl_patches.declaration import Patch
 from nrl_patches.installed import Installed
+from nrl_patches.launch import ending_all, start_code, tail
 from nrl_patches.matrix.environments import VARIABLES, BuildProblem, build, parse_environment, variables
 from nrl_patches.matrix.evidence import Cell, Measurement
 from nrl_patches.matrix.plan import Task
@@ -36,6 +36,10 @@ __all__ = ["MEMORY_PER_JOB", "Bench", "is_declared", "jobs_here"]
 MEMORY_PER_JOB = 3 * 2**30
 """Bytes that one release may take while it is measured: torch, the upstream package and a tiny model."""
 
+_RELEASE = (
+    "import sys; from nrl_patches.matrix.release import main; main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])"
+)
+_LONGEST = 2**24  # Bytes of a report.
 _LINE = 300
 _ADDRESS = re.compile(r"https?://[^\s)'\"]+")
 
@@ -74,9 +78,6 @@ class Bench:
     patches: Mapping[str, Patch]
     codes: Mapping[str, str]
     timeout: float
-    _running: list[subprocess.Popen[bytes]] = field(default_factory=list)
-    _stopped: bool = False
-    _lock: Lock = field(default_factory=Lock)
 
     def measure_all(self, tasks: Sequence[Task], jobs: int, done: Callable[[Task, Measurement], None]) -> None:
         """Measure several environments at a time, and tell of each in the calling thread when it is done.
@@ -84,7 +85,7 @@ class Bench:
         What is left over when the caller is interrupted is not started, and what runs is killed.
         """
         todo = iter(tasks)
-        with ThreadPoolExecutor(jobs) as pool:
+        with ending_all() as end, ThreadPoolExecutor(jobs) as pool:
             futures: dict[Future[Measurement], Task] = {}
             try:
                 while True:
@@ -98,7 +99,7 @@ class Bench:
                     for future in finished:
                         done(futures.pop(future), future.result())
             except BaseException:
-                self._stop()
+                end()
                 raise
 
     def measure(self, task: Task) -> Measurement:
@@ -118,7 +119,7 @@ class Bench:
             return Measurement(today, versions, problem=said)
         try:
             told = self._tripwires(task, folders)
-        except ValueError as problem:
+        except (InterruptedError, ValueError) as problem:
             nothing = {"verdict": str(Verdict.ERROR), "off": {"error": str(problem)}, "on": None, "installed": {}}
             told = [nothing | {"id": patch_id} for patch_id in task.patches]
         cells = {t["id"]: self._cell(t, task.environment, today) for t in told}
@@ -127,18 +128,24 @@ class Bench:
     def _tripwires(self, task: Task, folders: Sequence[Path]) -> list[dict[str, Any]]:
         # Files rather than pipes: what a probe leaves running may hold its end open for ever.
         with tempfile.TemporaryFile(dir=self.folder) as report, tempfile.TemporaryFile(dir=self.folder) as output:
-            command = [sys.executable, "-m", "nrl_patches.matrix.release", str(report.fileno()), str(self.timeout)]
-            process = self._start([*command, *task.patches], self._variables(task, folders), report, output)
-            try:
-                hung = process.wait(self.timeout * (2 * len(task.patches) + 1)) == -signal.SIGALRM
-            except subprocess.TimeoutExpired:
-                hung = True
-            finally:
-                self._end(process)
+            arguments = [str(report.fileno()), str(self.timeout), *task.patches]
+            started = start_code(
+                _RELEASE,
+                arguments,
+                streams=(output, output),
+                environ=self._variables(task, folders),
+                pass_fds=(report.fileno(),),
+                cwd=self.folder,
+            )
+            with started as process:
+                try:
+                    hung = process.wait(self.timeout * (2 * len(task.patches) + 1)) == -signal.SIGALRM
+                except subprocess.TimeoutExpired:
+                    hung = True
+                _kill_with_children(process)
             report.seek(0)
-            told = report.read()
-            output.seek(0)
-            said = output.read().decode(errors="replace")
+            told = report.read(_LONGEST)
+            said = tail(output)
         if not told:
             how = f"took longer than {self.timeout:g} s" if hung else describe_end(process.returncode)
             raise ValueError(f"importing what is patched {how}; {self._in_a_line(said)}")
@@ -151,33 +158,9 @@ class Bench:
         # What upstream packages cache goes where the rest of the matrix is.
         own = {name: str(home) for name in ("HOME", "HF_HOME", "TMPDIR", "XDG_CACHE_HOME")}
         special = {k: v for name in parse_environment(task.environment) for k, v in VARIABLES.get(name, {}).items()}
-        # A folder of that name in the current directory must not take the place of the release.
-        return variables(folders, os.environ) | own | special | {"NRL_PATCHES": "0", "PYTHONSAFEPATH": "1"}
-
-    def _start(
-        self, command: list[str], environ: Mapping[str, str], report: IO[bytes], output: IO[bytes]
-    ) -> subprocess.Popen[bytes]:
-        with self._lock:
-            if self._stopped:
-                raise ValueError("the run was interrupted")
-            process = subprocess.Popen(  # noqa: S603 - this interpreter, and arguments of ours
-                command,
-                env=environ,
-                cwd=self.folder,
-                stdin=subprocess.DEVNULL,
-                stdout=output,
-                stderr=subprocess.STDOUT,
-                pass_fds=(report.fileno(),),
-                start_new_session=True,
-            )
-            self._running.append(process)
-        return process
-
-    def _end(self, process: subprocess.Popen[bytes]) -> None:
-        with self._lock:
-            self._running.remove(process)
-        _kill_with_children(process)
-        process.wait()
+        # This copy of ours is found without its folder, which may be the current directory, with anything in it.
+        path = {"PYTHONPATH": os.pathsep.join(map(str, folders))}
+        return variables(folders, os.environ) | own | special | path | {"NRL_PATCHES": "0"}
 
     def _cell(self, tripwire: Mapping[str, Any], environment: str, today: str) -> Cell:
         patch = self.patches[tripwire["id"]]
@@ -207,12 +190,6 @@ class Bench:
             told = told.replace(f"{place}/", "")
         told = _ADDRESS.sub(lambda found: found[0].rpartition("/")[2], told)
         return told if len(told) <= _LINE else f"{told[:_LINE]}…"
-
-    def _stop(self) -> None:
-        with self._lock:
-            self._stopped = True
-            for process in self._running:
-                _kill_with_children(process)
 
 
 def _kill_with_children(process: subprocess.Popen[bytes]) -> None:

@@ -1,4 +1,4 @@
-"""All tripwires of one release, run in its environment: ``python -m nrl_patches.matrix.release FD SECONDS ID...``.
+"""All tripwires of one release, run in its environment by an interpreter that ``measurement.py`` starts.
 
 Writes the JSON report of ``nrl-patches tripwires`` to a file descriptor. The difference: the sides without a patch are
 forks of one process that has imported the targets, since importing them anew for each patch is what a matrix would
@@ -14,12 +14,12 @@ import math
 import os
 import select
 import signal
-import sys
 import time
 import traceback
 
 from nrl_patches.activation import default_activation
 from nrl_patches.declaration import Patch
+from nrl_patches.lifeline import end_with_the_starter
 from nrl_patches.reports import as_json
 from nrl_patches.tripwires import Side, describe_end, run_tripwire
 
@@ -57,11 +57,15 @@ def observe_in_fork(patch: Patch, timeout: float) -> Side:
         timeout: Seconds after which the fork is killed.
     """
     reading, writing = os.pipe()
+    lifeline, held = os.pipe()
     start = time.monotonic()
     pid = os.fork()
     if pid == 0:
+        os.close(held)
         os.setsid()
+        end_with_the_starter(lifeline)
         _answer(patch, writing)
+    os.close(lifeline)
     os.close(writing)
     # Waiting for the end of the process, not of the pipe: what the probe started and left behind may hold that open.
     process = os.pidfd_open(pid)
@@ -70,6 +74,7 @@ def observe_in_fork(patch: Patch, timeout: float) -> Side:
     with contextlib.suppress(ProcessLookupError):
         os.killpg(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
+    os.close(held)
     os.set_blocking(reading, False)
     with os.fdopen(reading, "rb", buffering=0) as answer:
         told = answer.read() if ended else b""
@@ -89,7 +94,3 @@ def _answer(patch: Patch, writing: int) -> None:
     # Far below what a pipe holds, so nobody has to read while this is written.
     os.write(writing, json.dumps(told).encode())
     os._exit(0)
-
-
-if __name__ == "__main__":
-    main(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import fcntl
 import functools
+import shlex
 import shutil
 import stat
 import time
@@ -24,7 +25,7 @@ from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, 
 from nrl_patches.matrix.fingerprint import fingerprint
 from nrl_patches.matrix.index import find_releases
 from nrl_patches.matrix.measurement import Bench, is_declared
-from nrl_patches.matrix.plan import Selection, Task, axis, plan
+from nrl_patches.matrix.plan import COMPANIONS, Selection, Task, axis, plan
 from nrl_patches.tripwires import Verdict
 
 __all__ = ["Again", "NotOursError", "Workshop", "disk_usage"]
@@ -62,6 +63,11 @@ class Workshop:
         self.codes = {patch.id: fingerprint(patch) for patch in self._every.values()}
         self.bench = Bench(self.environments, self.patches, self.codes, timeout)
         self.evidence = Evidence()
+
+    @property
+    def cleaning(self) -> str:
+        """The command that cleans this folder, from wherever it is given."""
+        return f"nrl-patches matrix --clean --folder {shlex.quote(str(self.folder))}"
 
     @contextmanager
     def open(self) -> Iterator[None]:
@@ -121,13 +127,16 @@ class Workshop:
             IndexProblem: The index does not answer.
             ValueError: No release matches the selection.
         """
-        names = sorted({name for patch in self.patches.values() for name in patch.affected.distributions})
-        releases = {name: find_releases(name) for name in names}
+        patches = self.patches.values()
+        names = {name for patch in patches for name in patch.affected.distributions}
+        # A patch may be about one that needs a companion without naming it.
+        names |= {COMPANIONS[axis(patch)] for patch in patches if axis(patch) in COMPANIONS}
+        releases = {name: find_releases(name) for name in sorted(names)}
         remarks = {name: {str(r.version): r.remark for r in found} for name, found in releases.items()}
         self.evidence = dataclasses.replace(self.evidence, releases={**self.evidence.releases, **remarks})
-        tasks = plan(self.patches.values(), releases, selection, self._pin)
+        tasks = plan(patches, releases, selection, self._pin)
         if not tasks:
-            along = {axis(patch) for patch in self.patches.values()}
+            along = {axis(patch) for patch in patches}
             raise ValueError(_no_release(selection, [r.version for name in along for r in releases[name]]))
         if again == "all":
             return tasks

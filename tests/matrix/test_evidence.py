@@ -48,7 +48,8 @@ CELL = '"standin==1": {"date": "", "versions": {}, "problem": "", "cells": {"a":
 def test_what_is_not_whole_or_of_another_schema_is_refused_with_the_file_and_what_to_do(tmp_path, content, found):
     file = tmp_path / "matrix.json"
     file.write_bytes(content)
-    said = f"^{file}: expected .* schema 1; found {found}.*; next step: delete the file, or .* --clean"
+    step = f"delete the file, or .* `nrl-patches matrix --clean --folder {tmp_path}`"
+    said = f"^{file}: expected .* schema 1; found {found}.*; next step: {step}"
     with pytest.raises(ValueError, match=said):
         Evidence.read(file)
 

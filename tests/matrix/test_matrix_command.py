@@ -1,6 +1,7 @@
 """``nrl-patches matrix`` as a user runs it, on an index of our own with good, bad and broken releases."""
 
 import json
+import os
 import shutil
 import signal
 import subprocess
@@ -46,9 +47,19 @@ class Bench(Copy):
     def command(self, *args):
         return [sys.executable, "-m", "nrl_patches", "matrix", "--jobs", "2", *args]
 
-    def matrix(self, *args):
+    def matrix(self, *args, without=()):
+        """Run the command, where some libraries are not installed."""
+        hide = f"""
+import importlib.util as u
+find = u.find_spec
+u.find_spec = lambda name, *package: None if name in {without!r} else find(name, *package)
+"""
+        environ = self.settings()
+        if without:
+            folder = self.write("hidden/sitecustomize.py", hide).parent
+            environ["PYTHONPATH"] = f"{folder}{os.pathsep}{environ['PYTHONPATH']}"
         return subprocess.run(
-            self.command(*args), env=self.settings(), cwd=self.folder, capture_output=True, text=True, check=False
+            self.command(*args), env=environ, cwd=self.folder, capture_output=True, text=True, check=False
         )
 
     def known(self):
@@ -83,7 +94,7 @@ def test_it_measures_what_is_declared_with_a_margin_and_the_newest_and_writes_th
     cell = bench.known()["standin==1.3"]["cells"][ID]
     assert (cell["present"], cell["evidence"], cell["patched"]) == (True, {"count": 1}, {"count": 2})
     assert "8/8, about 0 s left: " in done.stderr
-    assert "gives it back" in done.stderr
+    assert f"`nrl-patches matrix --clean --folder {report.parent}` gives it back" in done.stderr
 
 
 @pytest.mark.parametrize(
@@ -266,11 +277,13 @@ def test_evidence_that_cannot_be_read_is_said_and_can_be_cleaned(bench):
     file = bench.folder / ".nrl-patches-matrix" / "matrix.json"
     file.write_text("")
     done = bench.matrix()
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert f"Error: {file}: expected " in done.stderr
-    assert "found an empty file; next step: delete the file, or its whole folder with --clean" in done.stderr
+    cleaning = f"nrl-patches matrix --clean --folder {file.parent}"
+    assert f"found an empty file; next step: delete the file, or its whole folder with `{cleaning}`" in done.stderr
     assert "Traceback" not in done.stderr
-    assert bench.matrix("--clean").returncode == 0
+    without = "matplotlib", "psutil", "pypi_simple", "torch", "uv"
+    assert bench.matrix(*cleaning.split()[2:], without=without).returncode == 0
     assert not file.parent.exists()
 
 
@@ -295,7 +308,7 @@ def test_the_page_names_every_torch_that_something_was_measured_with(bench):
     (measurement,) = known["measurements"].values()
     measurement["cells"][ID]["versions"] = measurement["versions"] | {"torch": "1.99"}
     (folder / "matrix.json").write_text(json.dumps(known))
-    bench.matrix("--offline")
+    assert bench.matrix("--offline", without=("psutil", "pypi_simple", "torch", "uv")).returncode == 1
     page = (folder / "report" / "matrix.html").read_text()
     assert '<th scope="row">torch</th><td>1.99</td>' in page
 
@@ -304,7 +317,7 @@ def test_an_index_that_does_not_answer_is_said_and_known_things_can_still_be_rep
     assert bench.matrix().returncode == 0
     bench.address = "http://127.0.0.1:9/simple/"
     done = bench.matrix()
-    assert done.returncode == 1
+    assert done.returncode == 3
     assert "Error: the package index: expected its releases; found standin: ConnectionError" in done.stderr
     assert "add --offline for a report on what is known" in done.stderr
     assert "Traceback" not in done.stderr
@@ -320,7 +333,7 @@ def test_two_runs_do_not_share_a_folder_and_clean_gives_it_back(bench):
     with subprocess.Popen(bench.command(), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE) as process:
         process.stderr.readline()
         for done in (bench.matrix(), bench.matrix("--clean")):
-            assert done.returncode == 1
+            assert done.returncode == 3
             assert "its lock is held" in done.stderr
         process.kill()
     done = bench.matrix("--clean")
@@ -343,6 +356,8 @@ def test_a_folder_of_that_name_in_the_current_directory_is_not_measured(bench):
     (bench.folder / "elsewhere" / "standin").mkdir(parents=True)
     (bench.folder / "elsewhere" / "standin" / "__init__.py").write_text("")
     (bench.folder / "elsewhere" / "standin" / "core.py").write_text(RIGHT)
+    for name in ("json", "logging", "subprocess", "uv"):
+        (bench.folder / "elsewhere" / f"{name}.py").write_text("raise SystemExit('executed')")
     done = subprocess.run(
         bench.command("--releases", "==1.2"),
         env=bench.settings(), cwd=bench.folder / "elsewhere", capture_output=True, text=True, check=False,
@@ -381,17 +396,34 @@ def _interruptible():
 
 
 @pytest.mark.usefixtures("_interruptible")
-def test_interrupted_it_stops_what_it_started(bench):
+@pytest.mark.parametrize("sent", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_it_stops_what_it_started(bench, sent):
     bench.patch(probe="import time\ntime.sleep(600)\n", affected="standin>=1.2,<1.5")
     folder = bench.folder / ".nrl-patches-matrix" / "environments"
     with subprocess.Popen(
         bench.command("--releases", "==1.2"), env=bench.settings(), cwd=bench.folder, stderr=subprocess.PIPE
     ) as process:
         process.stderr.readline()
-        while not (folder / "home").exists():  # It is about to probe.
+        while not children(folder, at_least=2):  # The probe is a fork of the first.
             time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
+        process.send_signal(sent)
         said = process.stderr.read()
-    assert b"Aborted!" in said
-    left = [p for p in psutil.process_iter(["cmdline"]) if "nrl_patches.matrix.release" in (p.info["cmdline"] or [])]
-    assert not [p for p in left if p.cwd() == str(folder)]
+    assert process.returncode == (130 if sent == signal.SIGINT else -signal.SIGTERM)
+    assert (b"Aborted!" in said) == (sent == signal.SIGINT)
+    end = time.monotonic() + 10
+    while children(folder):
+        assert time.monotonic() < end
+        time.sleep(0.1)
+
+
+def children(folder, at_least=1):
+    """Whether so many processes work in a folder."""
+    found = [p for p in psutil.process_iter(["cwd", "status"]) if p.info["cwd"] == str(folder)]
+    return len([p for p in found if p.info["status"] != psutil.STATUS_ZOMBIE]) >= at_least
+
+
+def test_a_place_for_the_report_that_cannot_be_written_is_said_before_anything_is_measured(bench):
+    bench.write("taken", "")
+    done = bench.matrix("--output", "taken")
+    assert (done.returncode, bench.probed()) == (3, [])
+    assert "Error: taken: expected a folder for the report; found [Errno 17] File exists" in done.stderr

@@ -8,7 +8,7 @@ from standins import run
 
 from nrl_patches.matrix import workshop
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
-from nrl_patches.matrix.plan import Task
+from nrl_patches.matrix.plan import Selection, Task
 from nrl_patches.matrix.workshop import NotOursError, Workshop, disk_usage
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "nrl-patches": "0.1.0"}
@@ -221,3 +221,12 @@ def test_clean_says_what_is_free_afterwards(folder, tmp_path):
     (tmp_path / "shared").write_bytes(os.urandom(1_000_000))
     os.link(tmp_path / "shared", folder.path / "environments" / "shared")
     assert made.clean() < 100_000
+
+
+def test_the_index_is_asked_about_a_companion_that_no_chosen_patch_names(folder, monkeypatch):
+    asked = []
+    monkeypatch.setattr(workshop, "COMPANIONS", {folder.environment.split("==")[0]: "companion"})
+    monkeypatch.setattr(workshop, "find_releases", lambda name: asked.append(name) or [])
+    with pytest.raises(ValueError, match="release"):
+        Workshop(folder.path, folder.patches, 1).plan(Selection(), None)
+    assert "companion" in asked

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import venv
@@ -11,11 +12,14 @@ from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__
+from nrl_patches.doctor import check_interpreter, check_vllm_plugins
 
 
 def doctor(copy, *args, **environ):
     """Return what the doctor found, and its exit code; every finding has all three parts."""
-    done = copy.run("nrl_patches", "doctor", "--json", *map(str, args), **environ)
+    quick = ("--no-imports",) if "--imports" not in args else ()
+    args = [str(arg) for arg in args if arg != "--imports"]
+    done = copy.run("nrl_patches", "doctor", "--json", *quick, *args, **environ)
     assert done.stdout, done.stderr
     found = json.loads(done.stdout)
     for finding in found:
@@ -53,8 +57,67 @@ def installed(tmp_path_factory):
 
 def test_nothing_to_find(copy):
     done = copy.run("nrl_patches", "doctor")
-    assert (done.returncode, done.stdout) == (0, "Nothing found that would leave a process unpatched.\n")
-    assert doctor(copy) == ([], 0)
+    nothing, looked = done.stdout.splitlines()
+    assert (done.returncode, nothing) == (0, "Nothing found that would leave a process unpatched.")
+    assert re.fullmatch(r"The targets of 1 patch were imported \(\d+\.\d s\): standin\.count\.", looked)
+
+
+@pytest.mark.parametrize(
+    ("fields", "found"),
+    [
+        ({"guard": "lambda original: 'is different'"}, "drifted: standin.count: expected "),
+        ({"target": "standin.core:moved"}, "drifted: standin.count: expected "),
+        ({"fix": "raise LookupError"}, "failed: standin.count: expected its fix to be installed; found LookupError"),
+    ],
+)
+def test_a_patch_that_the_installed_release_does_not_take(copy, fields, found):
+    copy.patch(**fields)
+    finding = only(copy, "--imports")
+    assert (finding["subject"], finding["unpatched"]) == ("import of the targets: standin.count", True)
+    assert finding["found"].startswith(found)
+
+
+def test_without_imports_it_says_that_it_has_not_looked(copy):
+    copy.patch(guard="lambda original: 'is different'")
+    done = copy.run("nrl_patches", "doctor", "--no-imports")
+    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, ["No target was imported, as --no-imports asks for."])
+
+
+def test_a_target_whose_module_is_gone_is_never_patched(copy):
+    copy.patch(target="standin.elsewhere:count")
+    finding = only(copy, "--imports")
+    assert (finding["subject"], finding["unpatched"]) == ("standin.elsewhere", True)
+    assert "so these are never applied: standin.count" in finding["found"]
+
+
+def test_a_copy_that_the_upstream_package_has_made_of_its_own(copy):
+    copy.write("standin/core.py", "import functools\ndef count():\n    return 1\nkept = functools.partial(count)\n")
+    finding = only(copy, "--imports")
+    assert finding["found"] == "could not reach 1 holder(s) of count: a partial"
+    assert "import nrl_patches first" not in finding["next_step"]
+
+
+@pytest.mark.parametrize(
+    ("core", "found", "unpatched"),
+    [
+        (
+            "raise ImportError('no operators')",
+            "what becomes of standin.count was not seen: ImportError: no oper",
+            False,
+        ),
+        ("raise SystemExit(0)", "what becomes of standin.count was not seen: SystemExit: 0", False),
+        (
+            "import os\nos.kill(os.getpid(), 11)",
+            "that the process was killed by SIGSEGV; not looked at: standin.count",
+            True,
+        ),
+    ],
+)
+def test_a_target_that_cannot_be_imported_is_said_to_be_unseen(copy, core, found, unpatched):
+    copy.write("standin/core.py", core)
+    finding = only(copy, "--imports")
+    assert found in finding["found"]
+    assert finding["unpatched"] is unpatched
 
 
 def test_one_line_per_finding(copy):
@@ -64,18 +127,19 @@ def test_one_line_per_finding(copy):
         "problem: NRL_PATCHES: found '0', which switches all off; next step: unset it\n"
         "problem: VLLM_PLUGINS: found 'other', which excludes nrl-patches: vLLM's processes run unpatched; "
         "next step: VLLM_PLUGINS=other,nrl-patches, or unset it\n"
+        "No target was imported: no patch that is switched on is about an installed release.\n"
     )
 
 
 @pytest.mark.parametrize("value", ["", "other", "nrl_patches", "other, nrl-patches"])
-def test_vllm_plugins_that_exclude_ours(copy, value):
+def test_vllm_plugins_that_exclude_ours(value):
     # vLLM splits at commas and strips nothing; an empty value excludes everything.
-    finding = only(copy, VLLM_PLUGINS=value)
-    assert (finding["subject"], finding["unpatched"]) == ("VLLM_PLUGINS", True)
+    (finding,) = check_vllm_plugins({"VLLM_PLUGINS": value})
+    assert (finding.subject, finding.unpatched) == ("VLLM_PLUGINS", True)
 
 
-def test_vllm_plugins_that_include_ours(copy):
-    assert doctor(copy, VLLM_PLUGINS="other,nrl-patches") == ([], 0)
+def test_vllm_plugins_that_include_ours():
+    assert check_vllm_plugins({"VLLM_PLUGINS": "other,nrl-patches"}) == []
 
 
 def test_all_patches_switched_off_one_by_one(copy):
@@ -207,21 +271,22 @@ def test_an_environment_in_which_the_import_fails(copy, tmp_path):
         (True, True, "its startup file is not executed: autowrapt is on the path, but not installed in site-packages"),
     ],
 )
-def test_an_environment_that_run_cannot_reach(copy, tmp_path, autowrapt, startup, lacking):
+def test_an_environment_that_run_cannot_reach(tmp_path, autowrapt, startup, lacking):
     other = tmp_path / "python"
     answer = {"package": "/x", "version": __version__, "error": "", "plugins": ["nrl-patches"]}
     answer |= {"autowrapt": autowrapt, "startup": startup, "executed": False}
     other.write_text(f"#!/bin/sh\necho '{json.dumps(answer)}'\n")
     other.chmod(0o755)
-    assert doctor(copy, "--python", other) == ([], 0)
-    finding = only(copy, "--python", other, AUTOWRAPT_BOOTSTRAP="nrl_patches.startup")
-    assert finding["found"] == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but {lacking}"
-    assert "nrl-patches[run]==" in finding["next_step"]
+    assert check_interpreter(str(other), {}) == []
+    (finding,) = check_interpreter(str(other), {"AUTOWRAPT_BOOTSTRAP": "nrl_patches.startup"})
+    assert finding.found == f"that AUTOWRAPT_BOOTSTRAP asks for nrl_patches.startup, but {lacking}"
+    assert "nrl-patches[run]==" in finding.next_step
 
 
 @pytest.mark.parametrize("program", ["/no/such/python", "/bin/false", "/bin/echo"])
-def test_what_is_no_interpreter(copy, program):
-    assert only(copy, "--python", program)["found"].startswith("no answer: ")
+def test_what_is_no_interpreter(program):
+    (finding,) = check_interpreter(program, {})
+    assert finding.found.startswith("no answer: ")
 
 
 def test_the_same_interpreter_is_fine(copy):
@@ -276,6 +341,22 @@ def test_a_framework_that_is_imported_before(copy, code, found, unpatched):
 def test_a_framework_that_cannot_be_imported(copy):
     finding = only(copy, "--import", "no_such_framework")
     assert finding["found"] == "no answer: ModuleNotFoundError: No module named 'no_such_framework'"
+
+
+def test_a_framework_of_the_current_directory_is_imported_only_where_the_path_says_so(copy, tmp_path):
+    here = tmp_path / "here"
+    here.mkdir()
+    (here / "my_framework.py").write_text("raise LookupError('executed')")
+    said = {}
+    for path in (copy.folder, f".{os.pathsep}{copy.folder}"):
+        done = subprocess.run(
+            [sys.executable, "-m", "nrl_patches", "doctor", "--no-imports", "--json", "--import", "my_framework"],
+            env=copy.environ(PYTHONPATH=str(path)), cwd=here, capture_output=True, text=True, check=False, timeout=60,
+        )  # fmt: skip
+        (finding,) = json.loads(done.stdout)
+        said[str(path)[0]] = (finding["found"], finding["next_step"][:12])
+    assert said["/"] == ("no answer: ModuleNotFoundError: No module named 'my_framework'", "PYTHONPATH=.")
+    assert said["."][0] == "no answer: LookupError: executed"
 
 
 def test_checks_do_not_change_what_they_look_at(copy):

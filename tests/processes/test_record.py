@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 import time
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from package_copy import Copy
 
 from nrl_patches import __version__
 from nrl_patches.record import NAME
-from nrl_patches.running import Running, descendants, look_into
+from nrl_patches.running import Running, _content_of, _has_mapped, descendants, look_into
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
 
@@ -236,10 +237,46 @@ def test_a_record_that_is_not_of_our_making(copy, text):
         process.stdin.flush()
         line(process)
         assert look_into(process.pid).records == ()
-        for command in ("status", "doctor"):
-            done = copy.run("nrl_patches", command, "--pid", str(process.pid))
+        # What both commands say is made of that.
+        for command in (("status",), ("doctor", "--no-imports")) if text == STRANGE["deep"] else ():
+            done = copy.run("nrl_patches", *command, "--pid", str(process.pid))
             assert (done.returncode, done.stderr) == (1, ""), done.stderr
             assert "no record: nrl_patches was not imported there" in done.stdout
+
+
+def test_a_process_that_has_more_to_say_than_anybody_should_read(copy):
+    code = f"""
+        for _ in range(20):  # {"x" * 100_000}
+            os.write(os.memfd_create({NAME!r}), {(WHOLE % ("", "")).encode()!r})
+    """
+    with job(copy, code) as process:
+        line(process)
+        found = look_into(process.pid)
+        assert (len(found.records), len(found.command) <= 4096) == (16, True)
+    # Sparse: it costs that process nothing.
+    code = f"os.ftruncate(os.memfd_create({NAME!r}), 3 << 30)"
+    with job(copy, code) as process:
+        line(process)
+        tracemalloc.start()
+        found = look_into(process.pid)
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+        tracemalloc.stop()
+        assert found.problem.startswith("its record is not read: it has 3221225472 bytes, where ")
+        assert asked(copy, "--pid", process.pid).returncode == 1
+
+
+def test_a_pipe_under_the_name_of_a_record_is_not_waited_for(tmp_path):
+    os.mkfifo(tmp_path / "fifo")
+    assert _content_of(tmp_path / "fifo") == b""
+
+
+def test_what_is_mapped_is_found_across_the_parts_that_are_read(tmp_path):
+    maps = tmp_path / "maps"
+    needle = b"/libtorch_python."
+    maps.write_bytes(b"x" * (2**20 - 5) + needle)
+    assert _has_mapped(tmp_path, needle)
+    maps.write_bytes(b"x" * (2**20 - 5) + needle[:-1])
+    assert not _has_mapped(tmp_path, needle)
 
 
 def test_what_is_in_a_record_beside_what_is_ours_is_not_told(copy):
@@ -253,15 +290,14 @@ def test_what_is_in_a_record_beside_what_is_ours_is_not_told(copy):
 @pytest.fixture
 def hidden(monkeypatch):
     """Processes as /proc has them under hidepid=1: listed, and otherwise closed to other users."""
-    for name in ("read_bytes", "read_text"):
-        original = getattr(Path, name)
+    original = Path.open
 
-        def read(self, *args, original=original, **kwargs):
-            if self.name in {"cmdline", "status"}:
-                raise PermissionError(1, "Operation not permitted")
-            return original(self, *args, **kwargs)
+    def opened(self, *args, **kwargs):
+        if self.name in {"cmdline", "status"}:
+            raise PermissionError(1, "Operation not permitted")
+        return original(self, *args, **kwargs)
 
-        monkeypatch.setattr(Path, name, read)
+    monkeypatch.setattr(Path, "open", opened)
 
 
 @pytest.mark.usefixtures("hidden")

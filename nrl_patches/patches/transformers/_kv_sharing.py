@@ -1,125 +1,15 @@
-"""What the patches of the KV-shared layers have in common: the carrier of the shared states, and a tiny model.
-
-In models with ``num_kv_shared_layers > 0`` the last layers have no keys and values of their own: each reads those of
-the last layer before them that has the same attention type, its donor. The carrier takes them there. It is made by the
-text model's forward, handed down among the keyword arguments through whatever wraps the layers, and gone when the
-forward returns, so that models, threads and steps cannot meet in it.
-"""
+"""A tiny model with KV-shared layers, and what the probes of their patches look at."""
 
 from __future__ import annotations
 
 import inspect
-from collections import UserDict
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping
+from typing import Any, cast
 
-from nrl_patches import Observation, objection_unless
+from nrl_patches import Observation
+from nrl_patches.patches.transformers._quiet import quiet
 
-if TYPE_CHECKING:
-    import torch
-
-CARRIER = "nrl_kv_sharing"
-"""The keyword argument that no release knows, so that it travels untouched from the text model to the attention."""
-
-
-class SharedStates:
-    """Keys and values of the donor layers, each ``(batch, kv_heads, length, head_dim)``, by the donor's index.
-
-    No mapping on purpose: FSDP2 and accelerate copy mappings on the way to a layer, and a copy shares nothing.
-    """
-
-    def __init__(self) -> None:
-        self.states: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
-
-    def __getitem__(self, donor: int) -> tuple[torch.Tensor, torch.Tensor]:
-        return self.states[donor]
-
-    def __setitem__(self, donor: int, states: tuple[torch.Tensor, torch.Tensor]) -> None:
-        import torch
-
-        # Inside a checkpointed layer dynamo refuses to write to what was made outside of it, for fear of the second
-        # write that the recomputation makes in eager mode. Here both writes carry the same values.
-        if torch.compiler.is_compiling():
-            allow = getattr(torch._dynamo.utils, "_disable_side_effect_safety_checks_for_current_subtracer", _call)
-            allow(_store, self.states, donor, states)
-        else:
-            self.states[donor] = states
-
-
-class CacheView:
-    """What the attention of a release before the fix takes for its cache: the real one, if any, and the carrier.
-
-    Args:
-        cache: The cache of the caller; None in training, under ``use_cache=False`` and in checkpointed layers.
-        shared_layers: The carrier, under the name that the attention looks for.
-    """
-
-    def __init__(self, cache: Any, shared_layers: SharedStates) -> None:
-        self.cache = cache
-        self.shared_layers = shared_layers
-
-    def update(self, keys: torch.Tensor, values: torch.Tensor, *where: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the real cache and return all of it; without one, return what came in."""
-        return (keys, values) if self.cache is None else self.cache.update(keys, values, *where)
-
-
-def hand_down_states(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a text model's forward that gives its layers a carrier."""
-
-    def forward_with_carrier(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.config.num_kv_shared_layers > 0 and CARRIER not in kwargs:
-            kwargs[CARRIER] = SharedStates()
-        return forward(self, *args, **kwargs)
-
-    return forward_with_carrier
-
-
-def hand_down_mapping(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a text model's forward that passes the states itself, where it takes and returns them as a mapping."""
-
-    def forward_with_mapping(self: Any, *args: Any, **kwargs: Any) -> Any:
-        if self.config.num_kv_shared_layers > 0 and "shared_kv_states" not in kwargs:
-            kwargs["shared_kv_states"] = UserDict()
-        return forward(self, *args, **kwargs)
-
-    return forward_with_mapping
-
-
-def read_through_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's forward that finds the carrier where it looks for its cache."""
-
-    def forward_with_view(self: Any, *args: Any, **kwargs: Any) -> Any:
-        carrier = kwargs.pop(CARRIER, None)
-        if carrier is not None:
-            kwargs["past_key_values"] = CacheView(kwargs.get("past_key_values"), carrier)
-        return forward(self, *args, **kwargs)
-
-    return forward_with_view
-
-
-def read_from_argument(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's forward that takes the carrier for the mapping that it expects as an argument."""
-
-    def forward_with_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
-        carrier = kwargs.pop(CARRIER, None)
-        if carrier is not None:
-            kwargs["shared_kv_states"] = carrier
-        return forward(self, *args, **kwargs)
-
-    return forward_with_argument
-
-
-def objection_unless_plain_dict(forward: Callable[..., Any]) -> str | None:
-    """Guard: the text model makes the mapping itself, and no ``UserDict`` as upstream does since the fix."""
-    missing = objection_unless(forward, parameters="self use_cache kwargs")
-    if missing is None and objection_unless(forward, attributes="UserDict") is None:
-        return "hands the states down in a UserDict, which FSDP2 leaves alone"
-    return missing
-
-
-def takes_mapping(forward: Callable[..., Any]) -> bool:
-    """Whether the text model accepts ``shared_kv_states`` among its keyword arguments (5.8.0 and later)."""
-    return "shared_kv_states" in inspect.unwrap(forward).__code__.co_consts
+_ROUNDING = 1e-4
 
 
 def before_shared_layers() -> bool:
@@ -207,9 +97,45 @@ def observe_fsdp2(family: str) -> Observation:
     return Observation(False)
 
 
-def _store(states: dict[Any, Any], donor: Any, pair: Any) -> None:
-    states[donor] = pair
+def observe_reentrant(family: str) -> Observation:
+    """Compare the gradients of a model with and without reentrant checkpointing: they are those of one function."""
+    import torch
+
+    tokens = torch.arange(1, 17).view(1, -1)
+
+    def gradient(*, checkpointed: bool) -> torch.Tensor:
+        model = tiny_model(family).train()
+        if checkpointed:
+            enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+            enable({"use_reentrant": True})
+        model(tokens, labels=tokens, use_cache=False).loss.backward()
+        return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+    with quiet():
+        expected, found = gradient(checkpointed=False), gradient(checkpointed=True)
+    error = ((found - expected).norm() / expected.norm()).item()
+    return Observation(error > _ROUNDING, {"relative_gradient_error": error})
 
 
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)
+def observe_copied_mappings(family: str) -> Observation:
+    """Run a model whose layers get copies of all mappings, as accelerate's hooks give them when they move inputs."""
+    import torch
+
+    def copy(thing: Any) -> Any:
+        # accelerate asks first whether a thing can move itself.
+        return (
+            cast("Any", type(thing))(dict(thing)) if isinstance(thing, Mapping) and not hasattr(thing, "to") else thing
+        )
+
+    def copy_all(_: Any, args: Any, kwargs: Any) -> Any:
+        return tuple(map(copy, args)), {name: copy(thing) for name, thing in kwargs.items()}
+
+    model = tiny_model(family).eval()
+    for layer in model.model.layers:
+        layer.register_forward_pre_hook(copy_all, with_kwargs=True)
+    try:
+        with torch.no_grad():
+            model(torch.arange(1, 17).view(1, -1), use_cache=False)
+    except KeyError as error:
+        return Observation(present=True, evidence={"KeyError": str(error)})
+    return Observation(present=False)

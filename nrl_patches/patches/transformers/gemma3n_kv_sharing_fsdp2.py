@@ -8,27 +8,20 @@ Fix: the text model hands the states down in an object that FSDP2 leaves alone.
 Remove when: no supported release is older than transformers 5.9.0.
 """
 
-from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches import Observation, Patch
+from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
 
 patch = Patch(
     __name__,
     affected="transformers>=5.6.0,<5.9.0",
-    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    upstream=(
+        "https://github.com/huggingface/transformers/issues/45663",
+        "https://github.com/huggingface/transformers/pull/45912",
+    ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_FSDP2_PATCH",
 )
 
-patch.fix(
-    "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
-    guard=_kv_sharing.objection_unless_plain_dict,
-)(_kv_sharing.hand_down_states)
-
-patch.fix(
-    "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward",
-    guard=lambda forward: objection_unless(
-        forward, parameters="self shared_kv_states kwargs", attributes="store_full_length_kv"
-    ),
-)(_kv_sharing.read_from_argument)
+_kv_carrier.share_by_argument(patch, "gemma3n", "Gemma3n", guard=_kv_carrier.objection_unless_plain_dict)
 
 
 @patch.probe

@@ -10,11 +10,12 @@ Fix: the text model hands a carrier of the shared states down to its attentions,
 Remove when: no supported release is older than transformers 5.6.0.
 
 transformers 4.53 to 4.55 have the defect in other code: see `gemma3n_kv_sharing_needs_cache_before_shared_layers.py`.
-Checkpointing with `use_reentrant=True` still loses gradients, as it does in every release: see README.md.
+The carrier also takes the gradient back under reentrant checkpointing, and models are built without the projections
+that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches.transformers import _kv_carrier, _kv_projections, _kv_sharing
 
 patch = Patch(
     __name__,
@@ -22,6 +23,7 @@ patch = Patch(
     upstream=(
         "https://github.com/huggingface/transformers/pull/45312",
         "https://github.com/huggingface/transformers/issues/45242",
+        "https://github.com/huggingface/transformers/pull/45336",
     ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
 )
@@ -29,14 +31,16 @@ patch = Patch(
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
     guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
-)(_kv_sharing.hand_down_states)
+)(_kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward",
     guard=lambda forward: objection_unless(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
-)(_kv_sharing.read_through_cache)
+)(_kv_carrier.read_through_cache)
+
+_kv_projections.drop_from(patch, "gemma3n", "Gemma3n")
 
 
 @patch.probe

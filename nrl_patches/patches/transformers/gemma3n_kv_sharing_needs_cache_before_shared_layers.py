@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches.transformers import _kv_carrier, _kv_projections, _kv_sharing
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,10 @@ if TYPE_CHECKING:
 patch = Patch(
     __name__,
     affected="transformers>=4.53.0,<4.56.0",
-    upstream=("https://github.com/huggingface/transformers/pull/45312",),
+    upstream=(
+        "https://github.com/huggingface/transformers/pull/45312",
+        "https://github.com/huggingface/transformers/pull/45336",
+    ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_PATCH",
 )
 
@@ -48,10 +51,10 @@ class _DonorLayer:
 class _DonorCache:
     """What the attention takes for its cache: one that has a single layer, the donor's. A donor is its own."""
 
-    def __init__(self, carrier: _kv_sharing.SharedStates, donor: int) -> None:
+    def __init__(self, carrier: _kv_carrier.SharedStates, donor: int, *, reads: bool) -> None:
         self.carrier = carrier
         self.donor = donor
-        if donor in carrier.states:
+        if reads:
             layer = _DonorLayer(carrier[donor])
             self.layers = {donor: layer}
             self.key_cache, self.value_cache = {donor: layer.keys}, {donor: layer.values}  # 4.53 has no `layers`
@@ -72,7 +75,7 @@ def picks_from_cache(forward: Callable[..., Any]) -> str | None:
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
     guard=lambda forward: objection_unless(forward, parameters="self past_key_values use_cache"),
-)(_kv_sharing.hand_down_states)
+)(_kv_carrier.hand_down_states)
 
 
 @patch.fix("transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward", guard=picks_from_cache)
@@ -80,14 +83,21 @@ def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Build an attention's forward that finds its donor where it looks for a cache that is not there."""
 
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:
-        carrier = kwargs.pop(_kv_sharing.CARRIER, None)
+        carrier = kwargs.pop(_kv_carrier.CARRIER, None)
         if carrier is not None and kwargs.get("past_key_value") is None:
+            carrier.visited_by(self.layer_idx)
+            _kv_projections.note_idle_projections(self)
             types, own = self.config.layer_types, self.config.num_hidden_layers - self.config.num_kv_shared_layers
             donor = {types[index]: index for index in range(own)}.get(types[self.layer_idx])
-            kwargs["past_key_value"] = None if donor is None else _DonorCache(carrier, donor)
+            kwargs["past_key_value"] = (
+                None if donor is None else _DonorCache(carrier, donor, reads=self.is_kv_shared_layer)
+            )
         return forward(self, *args, **kwargs)
 
     return forward_with_donor
+
+
+_kv_projections.drop_from(patch, "gemma3n", "Gemma3n")
 
 
 @patch.probe

@@ -1,9 +1,10 @@
-"""Two gloo ranks train one step of a model whose decoder layers FSDP2 has sharded.
+"""Two gloo ranks train a model whose decoder layers FSDP2 has sharded, and the same model under DDP.
 
     python kv_sharing_fsdp2.py FAMILY
 
 Prints for each way to checkpoint the largest difference between the sharded gradients and those of the same model in
-one piece, relative to the largest gradient, or the exception that the sharded model raised.
+one piece, relative to the largest gradient, or the exception that the sharded model raised. Under DDP there are three
+steps, the second of which raises where a parameter gets no gradient.
 """
 
 import json
@@ -16,11 +17,13 @@ from torch import distributed, multiprocessing
 from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
 
 import nrl_patches  # noqa: F401 - the patches are what is tested
 from nrl_patches.patches.transformers import _kv_sharing
 
 RANKS = 2
+WAYS = ("off", "enabled", "reentrant", "wrapped", "ddp", "ddp enabled", "ddp reentrant")
 TOKENS = torch.arange(1, 49).view(2, 24)
 
 
@@ -31,20 +34,38 @@ def gradients(model):
     return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items() if g is not None}
 
 
+def enable(model, *, reentrant):
+    model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": reentrant})
+
+
 def shard(model, checkpointing):
     mesh = init_device_mesh("cpu", (RANKS,))
-    if checkpointing == "enabled":
-        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if checkpointing in {"enabled", "reentrant"}:
+        enable(model, reentrant=checkpointing == "reentrant")
     for index, layer in enumerate(model.model.layers):
         module = checkpoint_wrapper(layer) if checkpointing == "wrapped" else layer
         model.model.layers[index] = fully_shard(module, mesh=mesh)
     return fully_shard(model, mesh=mesh)
 
 
+def distributed_data_parallel(model, checkpointing):
+    if checkpointing != "ddp":
+        enable(model, reentrant=checkpointing == "ddp reentrant")
+    parallel = DistributedDataParallel(model)
+    for _ in range(3):
+        model.zero_grad()
+        found = gradients(parallel)
+    return {name.removeprefix("module."): grad for name, grad in found.items()}
+
+
 def worst(family, checkpointing):
     expected = gradients(_kv_sharing.tiny_model(family))
+    model = _kv_sharing.tiny_model(family)
     try:
-        found = gradients(shard(_kv_sharing.tiny_model(family), checkpointing))
+        if checkpointing.startswith("ddp"):
+            found = distributed_data_parallel(model, checkpointing)
+        else:
+            found = gradients(shard(model, checkpointing))
     except KeyError as error:
         return f"KeyError: {error}"
     assert found.keys() == expected.keys()
@@ -54,7 +75,7 @@ def worst(family, checkpointing):
 
 def rank_main(rank, family, port):
     distributed.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=RANKS)
-    found = {checkpointing: worst(family, checkpointing) for checkpointing in ("off", "enabled", "wrapped")}
+    found = {checkpointing: worst(family, checkpointing) for checkpointing in WAYS}
     gathered = [None] * RANKS
     distributed.all_gather_object(gathered, found)
     distributed.destroy_process_group()

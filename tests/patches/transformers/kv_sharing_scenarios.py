@@ -8,10 +8,11 @@ upstream's fix has fewer parameters, so it goes first.
 
 import contextlib
 import sys
+import tempfile
 from pathlib import Path
 
 import torch
-from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import checkpoint_wrapper
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from transformers import DynamicCache
 
 import nrl_patches
@@ -35,11 +36,12 @@ def build(family, weights, **changes):
     return model
 
 
-def gradients(model, *batches, **kwargs):
+def gradients(model, *batches, backwards=1, **kwargs):
     model.train()
     model.zero_grad()
     loss = sum(model(batch, labels=batch, **kwargs).loss for batch in (batches or (TOKENS,)))
-    loss.backward()
+    for left in reversed(range(backwards)):
+        loss.backward(retain_graph=left > 0)
     grads = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     model.eval()
@@ -94,21 +96,49 @@ def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier
             lambda a=attention: gradients(model(a), TOKENS, TOKENS.flip(1), use_cache=False),
         )
 
+    yield "grad/sdpa/two_backwards", lambda: gradients(model(), use_cache=False, backwards=2)
+
     def checkpointed(*batches, **kwargs):
         with checkpointing(model()):
             return gradients(model(), *batches, **kwargs)
 
-    def wrapped():
+    def default():
+        model().gradient_checkpointing_enable()
+        try:
+            return gradients(model(), use_cache=False)
+        finally:
+            model().gradient_checkpointing_disable()
+
+    def wrapped(*batches, reentrant=(), again=range(6), **kwargs):
         module = build(family, weights)
         for index, layer in enumerate(module.model.layers):
-            module.model.layers[index] = checkpoint_wrapper(layer)
-        grads = gradients(module, use_cache=False)
+            kind = CheckpointImpl.REENTRANT if index in reentrant else CheckpointImpl.NO_REENTRANT
+            if index in reentrant or index in again:
+                module.model.layers[index] = checkpoint_wrapper(layer, checkpoint_impl=kind)
+        grads = gradients(module, *batches, use_cache=False, **kwargs)
         return {name.replace("_checkpoint_wrapped_module.", ""): grad for name, grad in grads.items()}
 
     yield "checkpoint/nocache", lambda: checkpointed(use_cache=False)
+    yield "checkpoint/default", default
     yield "checkpoint/cache", lambda: checkpointed(use_cache=True)
     yield "checkpoint/two_forwards", lambda: checkpointed(TOKENS, TOKENS.flip(1), use_cache=False)
     yield "checkpoint/wrapper", wrapped
+
+    def reentrant(*batches, **kwargs):
+        with checkpointing(model(), reentrant=True):
+            return gradients(model(), *batches, use_cache=False, **kwargs)
+
+    two = (TOKENS, TOKENS.flip(1))
+    yield "reentrant/enabled", reentrant
+    yield "reentrant/two_forwards", lambda: reentrant(*two)
+    yield "reentrant/two_backwards", lambda: reentrant(backwards=2)
+    yield "reentrant/wrapper", lambda: wrapped(reentrant=range(6))
+    yield "reentrant/donors", lambda: wrapped(reentrant=range(4), again=())
+    yield "reentrant/readers", lambda: wrapped(reentrant=(4, 5), again=())
+    yield "reentrant/one_reader", lambda: wrapped(reentrant=(5,), again=())
+    yield "reentrant/donors_only_not", lambda: wrapped(reentrant=(4, 5), again=range(4))
+    yield "reentrant/readers_only_not", lambda: wrapped(reentrant=range(4), again=(4, 5))
+    yield "reentrant/readers/two_backwards", lambda: wrapped(reentrant=(4, 5), again=(), backwards=2)
 
     def generated():
         return model().generate(TOKENS[:1], max_new_tokens=24, do_sample=False, use_cache=True)
@@ -127,6 +157,27 @@ def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier
 
     if family == "gemma4":  # The vision tower of Gemma 3n needs timm.
         yield "multimodal", multimodal
+
+    def loaded():
+        """Load what the hub has: a checkpoint in which the shared layers have projections that nobody uses."""
+        module, width = model(), model().config.head_dim
+        states = {name: state.clone() for name, state in module.state_dict().items()}
+        idle = {"k_proj.weight": (width, 32), "v_proj.weight": (width, 32), "k_norm.weight": (width,)}
+        states |= {f"model.layers.5.self_attn.{name}": torch.ones(shape) for name, shape in idle.items()}
+        with tempfile.TemporaryDirectory() as folder:
+            module.save_pretrained(folder, state_dict=states)
+            again, said = type(module).from_pretrained(folder, output_loading_info=True)
+        kept = all(torch.equal(again.state_dict()[n], state) for n, state in module.state_dict().items())
+        with torch.no_grad():
+            logits = again.eval()(TOKENS, use_cache=False).logits
+        said = {kind: torch.tensor(float(len(said[kind]))) for kind in ("missing_keys", "unexpected_keys")}
+        return (
+            said
+            | {"kept": torch.tensor(float(kept)), "parameters": torch.tensor(float(len(again.state_dict())))}
+            | {"logits": logits}
+        )
+
+    yield "loaded", loaded
 
     def compiled_logits(use_cache):
         with torch.no_grad():

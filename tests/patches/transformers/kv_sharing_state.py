@@ -13,10 +13,11 @@ import threading
 import warnings
 
 import torch
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.profiler import ProfilerActivity, profile
 
 import nrl_patches  # noqa: F401 - the patches are what is tested
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
 
 TOKENS = torch.arange(1, 49).view(2, 24)
 
@@ -26,9 +27,16 @@ def step(model, tokens=TOKENS):
     model(tokens, labels=tokens, use_cache=False).loss.backward()
 
 
-def peak_of_a_step(family):
+def wrap(model, kind):
+    for index, layer in enumerate(model.model.layers):
+        model.model.layers[index] = checkpoint_wrapper(layer, checkpoint_impl=kind)
+
+
+def peak_of_a_step(family, kind=None):
     """In bytes, counted from the allocator's own events: the same in every run."""
     model = _kv_sharing.tiny_model(family, hidden_size=128, head_dim=64, intermediate_size=256).train()
+    if kind is not None:
+        wrap(model, kind)
     tokens = TOKENS.repeat(2, 4) % 64
     step(model, tokens)
     model.zero_grad()
@@ -50,8 +58,10 @@ def alive(kind):
         return sum(isinstance(thing, kind) for thing in gc.get_objects())
 
 
-def growth(family, steps):
+def growth(family, steps, *, reentrant=False):
     model = _kv_sharing.tiny_model(family).train()
+    if reentrant:
+        wrap(model, CheckpointImpl.REENTRANT)
     for _ in range(3):
         step(model)
     before = alive(torch.Tensor)
@@ -88,8 +98,11 @@ if __name__ == "__main__":
     family, steps = sys.argv[1], int(sys.argv[2])
     found = {
         "peak": peak_of_a_step(family),
+        "peak_reentrant": peak_of_a_step(family, CheckpointImpl.REENTRANT),
+        "peak_no_reentrant": peak_of_a_step(family, CheckpointImpl.NO_REENTRANT),
         "growth": growth(family, steps),
+        "growth_reentrant": growth(family, steps // 10, reentrant=True),
         "threads_agree": threads_agree(family),
-        "carriers": alive((_kv_sharing.SharedStates, _kv_sharing.CacheView)),
+        "carriers": alive((_kv_carrier.SharedStates, _kv_carrier.CacheView, _kv_carrier.CarriedGradients)),
     }
     print(json.dumps(found))

@@ -1,6 +1,8 @@
 """Run jobs on a real local Ray cluster, ask their workers, and print what they say.
 
-    python jobs.py tasks|engine|refused
+    python jobs.py JOB...
+
+with JOB one of ``tasks``, ``refused``, ``nested`` and ``engine``.
 
 Each job is a driver of its own in the eyes of Ray. The cluster is older than all of them, so what a worker knows of its
 driver's environment has come through the runtime environment.
@@ -9,6 +11,8 @@ driver's environment has come through the runtime environment.
 import json
 import logging
 import os
+import pickle
+import subprocess
 import sys
 import tempfile
 from contextlib import contextmanager
@@ -42,13 +46,25 @@ def look():
     """Tell what is known without importing anything."""
     activated = sys.modules.get("nrl_patches")
     status = str(activated.status()[PATCH]) if activated else "nrl_patches is not imported"
-    return {"status": status, "mine": os.environ.get("MINE")}
+    failure = getattr(sys.modules.get("nrl_patches_startup"), "failure", None)
+    return {"status": status, "mine": os.environ.get("MINE"), "failure": failure}
 
 
 @ray.remote(max_restarts=0)
 class Prober:
     def observe(self):
         return observe()
+
+
+@ray.remote(max_restarts=0)
+class Starter:
+    """A worker with a child that calls ``ray.init``."""
+
+    def start(self, *, bare):
+        env = None if bare else ray.get_runtime_context().runtime_env
+        script = Path(__file__).with_name("second_driver.py")
+        done = subprocess.run([sys.executable, script], input=pickle.dumps(env), capture_output=True, check=False)
+        return json.loads(done.stdout.splitlines()[-1]) if done.returncode == 0 else done.stderr.decode()[-2000:]
 
 
 @ray.remote(max_restarts=0)
@@ -64,12 +80,11 @@ class Engine:
 
 
 @contextmanager
-def job(cluster, base=None, *, helped=True, hook=None, **environ):
+def job(cluster, base=None, *, helped=True, **environ):
     """Be the driver of one job, under these environment variables."""
     os.environ |= environ
     try:
         env = runtime_env(base) if helped else base
-        env = env | {"worker_process_setup_hook": hook} if hook else env
     finally:
         for name in environ:
             del os.environ[name]
@@ -96,7 +111,7 @@ def tasks(cluster):
         found["off by the driver"] = get(look.remote())
     with job(cluster, {"env_vars": {"NRL_PATCHES_DISABLE": "nemo_automodel.*"}}, NRL_PATCHES_DISABLE=PATCH):
         found["base wins"] = get(look.remote())
-    with job(cluster, hook="processes.ray.own_hook.hook", NRL_PATCHES_DISABLE=PATCH):
+    with job(cluster, {"worker_process_setup_hook": "processes.ray.own_hook.hook"}, NRL_PATCHES_DISABLE=PATCH):
         found["own hook"] = get(look.remote())
     with job(cluster, helped=False):
         found["without the helper"] = get(look.remote())
@@ -118,19 +133,40 @@ def refused(cluster):
     return found
 
 
+def nested(cluster):
+    """Start jobs from a worker, and workers in an environment that lacks the package."""
+    absent = os.pathsep.join([str(Path(__file__).with_name("absent")), os.environ["PYTHONPATH"]])
+    found = {}
+    with job(cluster):
+        found["worker"] = get(look.remote())
+        starter = Starter.remote()
+        found["second job"] = get(starter.start.remote(bare=False))
+        found["second job, bare"] = get(starter.start.remote(bare=True))
+        elsewhere = {"env_vars": {"PYTHONPATH": absent}}
+        found["elsewhere"] = get(look.options(runtime_env=elsewhere).remote())
+        elsewhere = {"env_vars": {"PYTHONPATH": absent, "NRL_PATCHES_STRICT": "1"}}
+        try:
+            get(Prober.options(runtime_env=elsewhere).remote().observe.remote())
+        except ray.exceptions.ActorDiedError as error:
+            found["elsewhere, strict"] = str(error)
+    return found
+
+
 def with_engine(cluster):
     with job(cluster):
         return get(Engine.remote().ask.remote())
 
 
+JOBS = {"tasks": tasks, "refused": refused, "nested": nested, "engine": with_engine}
+
+
 def main():
-    (what,) = sys.argv[1:]
     cluster = Cluster(
         initialize_head=True,
         head_node_args={"num_cpus": 2, "object_store_memory": 100 * 2**20, "include_dashboard": False},
     )
     try:
-        found = {"tasks": tasks, "refused": refused, "engine": with_engine}[what](cluster)
+        found = {name: JOBS[name](cluster) for name in sys.argv[1:]}
     finally:
         cluster.shutdown()
     print(json.dumps(found | {"driver": nrl_patches.activated_by}))

@@ -1,0 +1,86 @@
+"""The keys and values that KV-shared layers were once given of their own, and that nobody uses.
+
+Once their states come from a donor at all times, ``k_proj``, ``v_proj`` and their norms get no gradient, which DDP
+takes for an error and LoRA for a place to adapt. Upstream's fix makes layers without them, and ignores them in
+checkpoints.
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable
+from typing import Any
+
+from nrl_patches import Patch, objection_unless
+from nrl_patches.errors import explain_problem
+
+IDLE = ("k_proj", "v_proj", "k_norm", "v_norm")
+
+
+def drop_from(patch: Patch, family: str, prefix: str) -> None:
+    """Declare the fixes of a patch that remove them from the models of a family, whose classes have this prefix."""
+    module = f"transformers.models.{family}.modeling_{family}:{prefix}"
+    patch.fix(
+        f"{module}PreTrainedModel.post_init",
+        guard=lambda post_init: objection_unless(post_init, parameters="self", attributes="init_weights"),
+    )(drop_idle_projections)
+    patch.fix(
+        f"{module}TextAttention._load_from_state_dict",
+        guard=lambda load: objection_unless(load, parameters="self state_dict prefix"),
+    )(load_without_idle_projections)
+
+
+def drop_idle_projections(post_init: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the end of a model's construction that removes them, before weights are initialised or loaded."""
+    from transformers import PreTrainedModel
+
+    # Up to 4.56 the loader asks the class, where what is never unexpected in another model of it does no harm.
+    by_class = not hasattr(PreTrainedModel, "_adjust_missing_and_unexpected_keys")
+
+    def post_init_without(self: Any, *args: Any, **kwargs: Any) -> Any:
+        ignored = list(self._keys_to_ignore_on_load_unexpected or [])
+        for name, module in self.named_modules():
+            if getattr(module, "is_kv_shared_layer", False):
+                for idle in IDLE:
+                    module._modules.pop(idle, None)
+                ignored += [f"{name}.{idle}" for idle in IDLE]
+        if ignored:
+            (type(self) if by_class else self)._keys_to_ignore_on_load_unexpected = list(dict.fromkeys(ignored))
+        return post_init(self, *args, **kwargs)
+
+    return post_init_without
+
+
+def load_without_idle_projections(load: Callable[..., Any]) -> Callable[..., Any]:
+    """Build an attention's ``_load_from_state_dict`` that takes what was saved before they were dropped."""
+
+    def load_without(self: Any, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> Any:
+        if getattr(self, "is_kv_shared_layer", False):
+            dropped = tuple(f"{prefix}{idle}." for idle in IDLE if idle not in self._modules)
+            state_dict = {name: state for name, state in state_dict.items() if not name.startswith(dropped)}
+        return load(self, state_dict, prefix, *args, **kwargs)
+
+    return load_without
+
+
+def note_idle_projections(attention: Any) -> None:
+    """Tell, once, of a model that was built before the patch: it has the projections, and DDP waits for them."""
+    import torch
+
+    if attention.is_kv_shared_layer and "k_proj" in attention._modules and torch.is_grad_enabled():
+        weights = [weight for idle in IDLE for weight in getattr(attention, idle).parameters()]
+        if any(weight.requires_grad for weight in weights) and not torch.compiler.is_compiling():
+            _tell()
+
+
+@functools.cache
+def _tell() -> None:
+    logging.getLogger("nrl_patches").warning(
+        explain_problem(
+            "KV-shared layers",
+            expected="a model built after the patch was applied, whose shared layers have no k_proj and v_proj",
+            found="one that has them, though they get no gradient: DDP stops at its second step",
+            next_step="import nrl_patches before the model is built, or freeze them (requires_grad_(False)) before DDP",
+        )
+    )

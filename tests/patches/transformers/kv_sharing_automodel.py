@@ -1,0 +1,65 @@
+"""One gloo rank trains a step of a model that nemo-automodel's own strategy has sharded and checkpointed.
+
+    python kv_sharing_automodel.py FAMILY...
+
+Prints for each family the error of the gradients relative to those of the same model as it is, or the exception, and
+whether the layers were checkpointed in the reentrant way.
+"""
+
+import json
+import os
+import sys
+
+import torch
+from torch import distributed
+from torch.distributed.fsdp import MixedPrecisionPolicy
+
+import nrl_patches  # noqa: F401 - the patches are what is tested
+from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches.transformers._quiet import quiet
+
+TOKENS = torch.arange(1, 49).view(2, 24)
+
+
+def mesh():
+    try:
+        from nemo_automodel.components.distributed.config import DistributedSetup, FSDP2Config
+    except ImportError:  # up to 0.5.0
+        from nemo_automodel.components.distributed import mesh_utils
+
+        sizes = {"dp_size": 1, "dp_replicate_size": None, "tp_size": 1, "pp_size": 1, "cp_size": 1, "ep_size": 1}
+        return mesh_utils._create_fsdp2_device_mesh(**sizes, world_size=1, backend="gloo")[0]
+    return DistributedSetup.build(FSDP2Config(), world_size=1).mesh_context.device_mesh
+
+
+def gradients(model):
+    model.train()
+    model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    grads = {n.replace("_checkpoint_wrapped_module.", ""): p.grad for n, p in model.named_parameters()}
+    return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items() if g is not None}
+
+
+def outcome(family, where):
+    from nemo_automodel.components.distributed import parallelizer
+
+    expected = gradients(_kv_sharing.tiny_model(family))
+    model = _kv_sharing.tiny_model(family)
+    same = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
+    strategy = parallelizer.DefaultParallelizationStrategy()
+    model = strategy.parallelize(model, where, mp_policy=same, activation_checkpointing=True)
+    func = getattr(model.model.layers[0], "_gradient_checkpointing_func", None)
+    try:
+        found = gradients(model)
+    except KeyError as error:
+        return {"error": f"KeyError: {error}"}
+    off = sum((found[n] - g).pow(2).sum() for n, g in expected.items()) / sum(g.pow(2).sum() for g in expected.values())
+    return {"error": off.sqrt().item(), "reentrant": bool(func and func.keywords["use_reentrant"])}
+
+
+if __name__ == "__main__":
+    os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "LOCAL_WORLD_SIZE": "1"}
+    distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+    with quiet():
+        found = {family: outcome(family, mesh()) for family in sys.argv[1:]}
+    print(json.dumps(found), flush=True)
+    os._exit(0)  # Gloo's threads now and then abort an orderly exit: pytorch/pytorch issue 190489.

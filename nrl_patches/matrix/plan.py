@@ -28,7 +28,7 @@ vLLM: in every release from there on the probes run with what :data:`~nrl_patche
 beside it; 0.6.2 calls itself 0.6.1.dev238, and those before 0.6.0 import more than that (librosa, outlines, triton).
 """
 
-COMPANIONS: Mapping[str, str] = {"nemo-automodel": "transformers"}
+COMPANIONS: Mapping[str, str] = {"nemo-automodel": "transformers", "peft": "transformers"}
 """Distributions that do not import without another one that has patches of its own."""
 
 Pin = Callable[[str, str, str], "Requirement | None"]
@@ -138,7 +138,8 @@ def _environments(
     available = [r.version for r in releases[companion] if not r.remark]
     beside = _edges(companion, patches, available)
     required = pin(distribution, str(version), companion)
-    allowed = list(required.specifier.filter(available)) if required is not None else []
+    # A requirement that names no release says nothing about which one to take.
+    allowed = list(required.specifier.filter(available)) if required is not None and required.specifier else []
     # The newest that it allows; where it names no end, the oldest, which it was written for.
     endless = required is not None and required.specifier.contains(_FUTURE)
     chosen = dict.fromkeys([*(allowed[:1] if endless else allowed[-1:]), *beside])

@@ -8,6 +8,7 @@ that lead from the one to the other in a registry, by model type up to 5.8, by c
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import json
 import sys
@@ -52,6 +53,21 @@ def registered_rules() -> Mapping[str, Any]:
     build = getattr(module, "_build_checkpoint_conversion_mapping", dict)
     rules: Mapping[str, Any] = build()
     return rules
+
+
+@functools.cache
+def shipped_rules() -> Mapping[str, list[tuple[Any, Any]]]:
+    """Return what those rules rename, by name; whatever else the registry has comes from the user."""
+    return {name: _renamings(rules) for name, rules in registered_rules().items()}
+
+
+def is_shipped(name: str, rules: Sequence[Any] | None) -> bool:
+    """Whether rules are those that transformers comes with, which are ours to repair."""
+    return rules is not None and shipped_rules().get(name) == _renamings(rules)
+
+
+def _renamings(rules: Sequence[Any]) -> list[tuple[Any, Any]]:
+    return [(rule.source_patterns, rule.target_patterns) for rule in rules]
 
 
 def tiny_model(family: str = "qwen2_vl", *, tied: bool = False) -> Any:

@@ -52,7 +52,7 @@ def leave_tower(lookup: Callable[..., Any]) -> Callable[..., Any]:
 
     def lookup_leaving_tower(model_type: str) -> Any:
         rules = lookup(model_type)
-        if model_type in _qwen_vl.HEADS_OF_BASES and moves_tower(rules):
+        if model_type in _qwen_vl.HEADS_OF_BASES and _qwen_vl.is_shipped(model_type, rules) and moves_tower(rules):
             return _qwen_vl.text_rules(lookup(_qwen_vl.HEADS_OF_BASES[model_type])) or rules
         return rules
 

@@ -59,7 +59,9 @@ def complete(lookup: Callable[..., Any]) -> Callable[..., Any]:
         from transformers.core_model_loading import WeightRenaming
 
         rules = lookup(model_type)
-        if model_type in _qwen_vl.HEADS and rules and _qwen_vl.renamed(rules, "visual.x") == "visual.x":
+        if model_type in _qwen_vl.HEADS and _qwen_vl.is_shipped(model_type, rules):
+            if _qwen_vl.renamed(rules, "visual.x") != "visual.x":
+                return rules
             return [*rules, WeightRenaming(source_patterns="^visual", target_patterns="model.visual")]
         if model_type in _qwen_vl.HEADS_OF_BASES and rules is None:
             # Without the rule for the tower: inside the head these rules see names below "model.", where it is right.

@@ -10,6 +10,7 @@ HERE = Path(__file__).parent
 
 MAPPING = "transformers.qwen_vl_checkpoint_mapping"
 TOWER = "transformers.qwen_vl_base_model_visual"
+SUBCLASS = "transformers.subclass_conversion_mapping"
 FAMILIES = ("qwen2_vl", "qwen2_5_vl")
 LAYOUTS = ("hub", "mixed", "modules")
 
@@ -126,9 +127,66 @@ def test_lora_adapters_keep_their_names_and_load(version):
     assert on["lost"] == off["lost"] == 0
 
 
+BY_CLASS = cases(row[:1] for row in AFFECTED[1:])
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+@pytest.mark.parametrize("kind", ["head", "alike", "nested", "base"])
+def test_a_subclass_loads_every_layout_and_writes_that_of_its_base(version, kind):
+    report = layouts(version, patched=True)
+    assert report["status"][SUBCLASS] == "applied"
+    for family in FAMILIES:
+        found = report[family]["subclasses"][kind]
+        assert [found[layout] for layout in LAYOUTS] == [[0, 0]] * 3
+        assert found["saved"] == report[family]["saved"]["base" if kind == "base" else "head"]
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_unpatched_a_subclass_loses_the_text(version):
+    for family in FAMILIES:
+        found = layouts(version, patched=False)[family]
+        text = found["of"][1] - 1
+        for kind in ("head", "nested", "base"):
+            assert [found["subclasses"][kind][layout] for layout in LAYOUTS] == [[0, text], [0, text], [0, 0]]
+        assert found["subclasses"]["head"]["saved"].keys() == {"model.visual", "model.language_model", "lm_head"}
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_what_fsdp2_makes_of_a_class_is_saved_in_the_layout_of_the_hub(version):
+    for family in FAMILIES:
+        found = {patched: layouts(version, patched=patched)[family] for patched in (False, True)}
+        assert found[True]["subclasses"]["sharded"] == found[True]["saved"]["fresh"]
+        assert found[False]["subclasses"]["sharded"].keys() == {"model.visual", "model.language_model", "lm_head"}
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_subclasses_of_other_families_get_the_rules_of_their_base_unless_they_are_built_in_another_way(version):
+    found = layouts(version, patched=True)["other_families"]
+    assert (found["ViT"], found["Mixtral"]) == ("as its base", "as its base")
+    assert all(found[f"{label} left as it was"] for label in ("ViT", "Mixtral", "rebuilt"))
+    unpatched = layouts(version, patched=False)["other_families"]
+    assert unpatched["ViT"] == "none"
+    assert found["rebuilt"] == unpatched["rebuilt"]
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_what_a_user_registers_for_a_subclass_or_its_type_wins(version):
+    assert layouts(version, patched=True)["registered"] == layouts(version, patched=False)["registered"] == [True, True]
+
+
+@pytest.mark.parametrize("version", BY_CLASS)
+def test_old_named_lora_adapters_are_loaded_by_peft_as_by_transformers(version):
+    off, on = (layouts(version, patched=patched) for patched in (False, True))
+    assert on["lora"]["status"] == "applied"
+    assert on["lora"]["lost_of_old"] == {"peft": [0, 0], "transformers": [0, 0]}
+    assert off["lora"]["lost_of_old"] == {"peft": [4, 12], "transformers": [0, 0]}
+
+
 def test_inert_between_the_ranges():
     report = layouts("5.8.1", patched=True)
     assert set(report["status"].values()) <= {"not-affected", "not-installed"}
+    # PEFT converts by type here, and takes the new name of the tower back: another defect than the patch's.
+    assert report["lora"]["lost_of_old"] == {"peft": [4, 4], "transformers": [0, 0]}
     assert report["lookups"]["changed"] == []
     assert not report["lookups"]["replaced"]
 

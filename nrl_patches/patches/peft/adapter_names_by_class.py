@@ -1,0 +1,100 @@
+"""A LoRA adapter with the names of an older transformers is not loaded, if the renaming rules are kept by class.
+
+Problem: `convert_peft_adapter_state_dict_for_transformers` (utils/transformers_weight_conversion.py) asks transformers
+    whether a model type has renaming rules. From transformers 5.9.0 on many are kept by class, and the answer is None.
+Hit by: `PeftModel.from_pretrained(model, adapter)` of a Qwen2-VL or Qwen2.5-VL adapter from before transformers 4.52:
+    none of its tensors is loaded, a warning lists the missing keys, and the model answers as if there were no adapter.
+    transformers' own `model.load_adapter(adapter)` loads it.
+Fix: where the type has no rules and the classes of the model have some, these rename the adapter before PEFT sees it,
+    provided that they only rename, and nothing that the model itself has.
+Remove when: PEFT asks for the rules of the model; until now no release does.
+
+PEFT's own conversion is not asked to do it: it takes the new name of the vision tower back, since `model.visual.x` is
+also how `base_model.model.visual.x` ends. PEFT 0.18 and before convert nothing under transformers 5.
+"""
+
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches.patches.transformers import _qwen_vl
+from nrl_patches.patches.transformers._quiet import quiet
+
+patch = Patch(
+    __name__,
+    affected="peft>=0.19.0,<0.22 & transformers>=5.9.0,<5.25",
+    upstream=(
+        "https://github.com/huggingface/transformers/pull/45661",
+        "https://github.com/huggingface/peft/pull/3230",
+    ),
+    opt_out="NRL_DISABLE_PEFT_ADAPTER_NAMES_PATCH",
+)
+
+
+PREFIX = "base_model.model."
+"""What PEFT puts in front of the names of the model."""
+
+
+def rules_by_class(model: Any) -> list[Any]:
+    """Return the rules of a model whose type has none; empty where there is nothing to repair."""
+    from transformers import conversion_mapping
+    from transformers.core_model_loading import WeightRenaming
+
+    model_type = getattr(getattr(model, "config", None), "model_type", None)
+    if model_type is None or conversion_mapping.get_checkpoint_conversion_mapping(model_type) is not None:
+        return []
+    rules: list[Any] = conversion_mapping.get_model_conversion_mapping(model, add_legacy=False)
+    names = [name for name, _ in model.named_parameters()]
+    safe = all(isinstance(rule, WeightRenaming) and _renamed([rule], name) == name for rule in rules for name in names)
+    return rules if safe else []
+
+
+def _renamed(rules: list[Any], name: str) -> str:
+    for rule in rules:
+        name = rule.rename_source_key(name)[0]
+    return name
+
+
+@patch.fix(
+    "peft.utils.transformers_weight_conversion:convert_peft_adapter_state_dict_for_transformers",
+    guard=lambda convert: objection_unless(
+        convert,
+        parameters="model peft_config adapter_state_dict",
+        attributes="get_checkpoint_conversion_mapping get_model_conversion_mapping",
+    ),
+)
+def by_class(convert: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the conversion that also knows rules by class."""
+    signature = inspect.signature(convert)
+
+    def convert_by_class(*args: Any, **kwargs: Any) -> Any:
+        call = signature.bind(*args, **kwargs)
+        model, config, tensors = (call.arguments[n] for n in ("model", "peft_config", "adapter_state_dict"))
+        base = model.get_base_model() if hasattr(model, "get_base_model") else model
+        rules = rules_by_class(base) if config.peft_type == "LORA" else []
+        renamed = {n: PREFIX + _renamed(rules, n.removeprefix(PREFIX)) for n in tensors if n.startswith(PREFIX)}
+        call.arguments["adapter_state_dict"] = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
+        return convert(*call.args, **call.kwargs)
+
+    return convert_by_class
+
+
+@patch.probe
+def adapter_is_not_loaded() -> Observation:
+    """Convert the names of a Qwen2-VL adapter from before transformers 4.52, as ``PeftModel.from_pretrained`` does."""
+    import peft
+    import torch
+    from peft.utils import transformers_weight_conversion
+
+    with quiet():
+        config = peft.LoraConfig(r=1, target_modules=["q_proj", "qkv"])
+        model = peft.get_peft_model(_qwen_vl.tiny_model(), config)
+        names = [name.removeprefix(PREFIX) for name in peft.get_peft_model_state_dict(model)]
+        old = {PREFIX + _qwen_vl.hub_name(name): torch.zeros(1) for name in names}
+        found = transformers_weight_conversion.convert_peft_adapter_state_dict_for_transformers(model, config, old)
+    lost = [name for name in names if PREFIX + name not in found]
+    vision = sum("visual." in name for name in lost)
+    # The tower alone is lost where the rules are kept by type: then PEFT converts, and takes back.
+    evidence = {"vision_lost": vision, "text_lost": len(lost) - vision, "tensors": len(names)}
+    return Observation(len(lost) > vision, evidence)

@@ -1,0 +1,116 @@
+"""A subclass of a model does not get the renaming rules of its base, and loses what they rename.
+
+Problem: `get_model_conversion_mapping` (conversion_mapping.py) looks rules up by `type(model).__name__`, not by the
+    classes that the model inherits from. Since 5.13.0 it passes over every class outside of transformers.
+Hit by: `from_pretrained` of `class Mine(Qwen2_5_VLForConditionalGeneration)`: the text model is random.
+    `save_pretrained` of it, and of what FSDP2 makes of a class, writes another layout than the hub's. The same goes for
+    every model whose rules are kept by class, and since 5.13.0 for those that are kept by model type.
+Fix: while rules are collected, a class outside of transformers stands for the model of transformers that it inherits
+    from, unless the rules would rename a tensor of its own: then it was built in another way than its base.
+Remove when: transformers looks along the bases; until now no release from 5.9.0 on does.
+
+Since 5.13.0 upstream asks such code to register its rules itself. What is registered wins, under the name of the class
+and under the model type.
+"""
+
+import contextvars
+import itertools
+from collections.abc import Callable, Mapping
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches.patches.transformers import _qwen_vl
+from nrl_patches.patches.transformers._quiet import quiet
+
+patch = Patch(
+    __name__,
+    affected="transformers>=5.9.0,<5.25",
+    upstream=(
+        "https://github.com/huggingface/transformers/pull/45661",
+        "https://github.com/huggingface/transformers/pull/46876",
+    ),
+    opt_out="NRL_DISABLE_SUBCLASS_CONVERSION_MAPPING_PATCH",
+)
+
+_bases: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVar("nrl_bases_of_models", default=None)
+
+
+def base_of(model: Any) -> str | None:
+    """Return the name of the class that a model stands for, None if it stands for itself."""
+    from transformers import conversion_mapping
+
+    kind, model_type = type(model), getattr(getattr(model, "config", None), "model_type", None)
+    native = [c.__name__ for c in kind.__mro__ if c.__module__.startswith("transformers.models.")]
+    # What is built on the common base of a family is a model of its own.
+    if not native or kind.__module__.startswith("transformers.") or native[0].endswith("PreTrainedModel"):
+        return None
+    registered = getattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", None)
+    if registered is None:  # Before 5.13.0 nobody keeps account of them.
+        there = conversion_mapping._checkpoint_conversion_mapping_cache or ()
+        registered = set(there).difference(_qwen_vl.shipped_rules())
+    if not registered.isdisjoint({kind.__name__, model_type}):
+        return None
+    lookup = conversion_mapping.get_checkpoint_conversion_mapping
+    rules = lookup(native[0]) or lookup(model_type) or ()
+    # A checkpoint of the model with a head has a prefix that a model without one does without.
+    prefixes = {"", "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."}
+    for name, _ in itertools.chain(model.named_parameters(), model.named_buffers()):
+        for rule, prefix in itertools.product(rules, prefixes):
+            if rule.rename_source_key(prefix + name)[0] not in {prefix + name, name}:
+                return None
+    return native[0] if rules else None
+
+
+def objection_unless_by_name(ask: Callable[..., Any]) -> str | None:
+    """Guard: rules are looked up by the name of a class, and of no other."""
+    objection = objection_unless(ask, parameters="model", attributes="get_checkpoint_conversion_mapping __name__")
+    return objection or (None if objection_unless(ask, attributes="__mro__") else "looks along the bases")
+
+
+def by_base(ask: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the collecting of rules that takes a class for its base."""
+
+    def ask_by_base(model: Any, *args: Any, **kwargs: Any) -> Any:
+        found = {m: base for m in model.modules() if hasattr(m, "base_model_prefix") and (base := base_of(m))}
+        token = _bases.set({type(part).__name__: base for part, base in found.items()})
+        for part in found:
+            part.__dict__["is_custom_code"] = lambda: False
+        try:
+            return ask(model, *args, **kwargs)
+        finally:
+            _bases.reset(token)
+            for part in found:
+                part.__dict__.pop("is_custom_code", None)
+
+    return ask_by_base
+
+
+for _ask in ("get_model_conversion_mapping", "extract_weight_conversions_for_model"):
+    patch.fix(f"transformers.conversion_mapping:{_ask}", guard=objection_unless_by_name)(by_base)
+
+
+@patch.fix("transformers.conversion_mapping:get_checkpoint_conversion_mapping", guard=_qwen_vl.objection_unless_lookup)
+def for_base(lookup: Callable[..., Any]) -> Callable[..., Any]:
+    """Build the lookup that answers for the base, with what other patches answer for it."""
+
+    def lookup_for_base(model_type: str) -> Any:
+        from transformers import conversion_mapping
+
+        rules, base = lookup(model_type), (_bases.get() or {}).get(model_type)
+        if rules is None and base not in (None, model_type):
+            return conversion_mapping.get_checkpoint_conversion_mapping(base)
+        return rules
+
+    return lookup_for_base
+
+
+@patch.probe
+def subclass_is_not_loaded() -> Observation:
+    """Load a tiny checkpoint in the hub's layout into a subclass of the class that it is made of."""
+    with quiet(), TemporaryDirectory() as hub:
+        model = _qwen_vl.tiny_model()
+        expected = _qwen_vl.save_sharded(model, hub, files=2)
+        mine: Any = type("Mine", (type(model),), {})
+        vision, text = _qwen_vl.count_lost(mine.from_pretrained(hub).state_dict(), expected)
+    return Observation(bool(vision or text), {"vision_lost": vision, "text_lost": text})

@@ -8,14 +8,13 @@ Hit by: Nemotron Nano VL, Nemotron Omni and others with a RADIO tower. Loaded fr
     for checkpoints that folded LayerScale into their weights. Wrong image features, no error.
 Fix: LayerScale becomes what it is for a folded checkpoint: a constant of the constructor, as a non-persistent buffer,
     which no dummy load fills and which level-2 sleep keeps. What the stream does carry is written, in whichever batch
-    it comes (`ls1`, `ls1.gamma`, `layer_scale1.lambda1`, …). Nothing is reset for lack of an entry, so a refit in many
-    batches, empty ones among them, ends right.
+    it comes (`ls1`, `ls1.gamma`, `layer_scale1.lambda1`, …). Nothing is reset for lack of an entry.
 Remove when: `RadioModel.load_weights` writes LayerScale and the dummy load leaves it alone in every supported release;
     0.33.0, the newest that was measured, does neither.
 
 Who may stop forcing `load_format="auto"`, or rewriting radio.py on disk as NeMo RL does: everybody who runs this patch.
-`auto` never helped with explicit values, and still doesn't without the patch. Where radio.py has been rewritten, this
-patch reports `drifted` and stays away: the rewrite resets what a batch does not contain.
+`auto` never helped with explicit values. Where radio.py has been rewritten, this patch reports `drifted` and stays
+away: the rewrite resets what a batch does not contain.
 
 Two limits. `named_parameters()` and `state_dict()` no longer list `ls1` and `ls2`, so senders must take the names from
 the checkpoint. And an engine that once received explicit values keeps them when a folded checkpoint follows.
@@ -45,6 +44,7 @@ patch = Patch(
     opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
 )
 
+SCALES = frozenset({"ls1", "ls2"})
 ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")
 
 
@@ -58,16 +58,34 @@ def make_constant(init: Callable[..., Any]) -> Callable[..., Any]:
     def init_with_constants(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         for layer in self.model.encoder.layers:
-            for name in {"ls1", "ls2"} & layer._parameters.keys():
+            for name in SCALES & layer._parameters.keys():
                 layer.register_buffer(name, layer._parameters.pop(name).detach(), persistent=False)
 
     return init_with_constants
 
 
+def leave_layerwise_reload(block: torch.nn.Module) -> None:
+    """Put LayerScale back where a layerwise reload has set it aside; a block has no other tensors of its own.
+
+    The reload makes a layer's tensors anew if the stream carries any of them, and up to 0.25.1 leaves the others as
+    they came out of the allocator.
+    """
+    if not any(scale is not None and scale.is_meta for scale in map(block._buffers.get, SCALES)):
+        return
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    info = get_layerwise_info(block)
+    set_aside = info.kernel_tensors[1] if info.kernel_tensors else {}
+    if set_aside.keys() >= SCALES:
+        for name in SCALES:
+            block.register_buffer(name, set_aside[name], persistent=False)
+        info.reset()
+
+
 def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
     """Guard: the entries are dropped, as in every release."""
     objection = objection_unless(load_weights, parameters="self weights", attributes="named_parameters")
-    if objection is None and frozenset({"ls1", "ls2"}) not in load_weights.__code__.co_consts:
+    if objection is None and SCALES not in load_weights.__code__.co_consts:
         return "does not skip ls1 and ls2"
     return objection
 
@@ -80,6 +98,8 @@ def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
         from vllm.model_executor.model_loader.weight_utils import default_weight_loader
 
         layers = self.model.encoder.layers
+        for block in layers:
+            leave_layerwise_reload(block)
         rest: list[tuple[str, torch.Tensor]] = []
         written: set[str] = set()
         stream: Iterable[tuple[str, torch.Tensor]] = weights.items() if isinstance(weights, dict) else weights
@@ -89,7 +109,7 @@ def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
                 rest.append((name, weight))
                 continue
             own = getattr(layers[int(entry["block"])], f"ls{entry['branch']}")
-            # Layerwise reload puts a loader of its own on the tensor, to know what has arrived.
+            # A tower that is older than the patch has parameters, and layerwise reload its own loader on them.
             getattr(own, "weight_loader", default_weight_loader)(own, weight)
             written.add(f"model.encoder.layers.{entry['block']}.ls{entry['branch']}")
         return set(load_weights(self, rest)) | written

@@ -210,13 +210,14 @@ def hand_down_states(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_through_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Build an attention's forward that finds the carrier where it looks for its cache."""
+    position = position_of("past_key_values", forward)
 
     def forward_with_view(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(CARRIER, None)
         if carrier is not None:
             carrier.visited_by(self.layer_idx)
             note_idle_projections(self)
-            kwargs["past_key_values"] = CacheView(kwargs.get("past_key_values"), carrier)
+            args = replaced(args, kwargs, position, "past_key_values", lambda cache: CacheView(cache, carrier))
         return forward(self, *args, **kwargs)
 
     return forward_with_view
@@ -224,15 +225,35 @@ def read_through_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 def read_from_argument(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Build an attention's forward that takes the carrier for the mapping that it expects as an argument."""
+    position = position_of("shared_kv_states", forward)
 
     def forward_with_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(CARRIER, None)
         if carrier is not None:
             carrier.visited_by(self.layer_idx)
-            kwargs["shared_kv_states"] = carrier
+            args = replaced(args, kwargs, position, "shared_kv_states", lambda _: carrier)
         return forward(self, *args, **kwargs)
 
     return forward_with_argument
+
+
+def position_of(parameter: str, forward: Callable[..., Any]) -> int:
+    """Return where a parameter stands among those after ``self``."""
+    return list(inspect.signature(forward).parameters).index(parameter) - 1
+
+
+def replaced(
+    args: tuple[Any, ...], kwargs: dict[str, Any], position: int, parameter: str, build: Callable[[Any], Any]
+) -> tuple[Any, ...]:
+    """Replace an argument by what is built from it, whichever way it was passed; None where it was not.
+
+    Returns:
+        The positional arguments. Those by keyword are changed in place.
+    """
+    if len(args) > position:
+        return (*args[:position], build(args[position]), *args[position + 1 :])
+    kwargs[parameter] = build(kwargs.get(parameter))
+    return args
 
 
 def objection_unless_runs_layers(forward: Callable[..., Any]) -> str | None:

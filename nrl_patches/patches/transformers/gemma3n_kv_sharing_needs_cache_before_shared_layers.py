@@ -78,19 +78,30 @@ patch.fix(
 )(_kv_carrier.hand_down_states)
 
 
+def cache_or_donor(attention: Any, cache: Any, carrier: _kv_carrier.SharedStates) -> Any:
+    """Return what an attention takes for its cache: the real one, or where there is none its donor's layer."""
+    if cache is not None:
+        return cache
+    carrier.visited_by(attention.layer_idx)
+    _kv_projections.note_idle_projections(attention)
+    types, own = (
+        attention.config.layer_types,
+        attention.config.num_hidden_layers - attention.config.num_kv_shared_layers,
+    )
+    donor = {types[index]: index for index in range(own)}.get(types[attention.layer_idx])
+    return None if donor is None else _DonorCache(carrier, donor, reads=attention.is_kv_shared_layer)
+
+
 @patch.fix("transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward", guard=picks_from_cache)
 def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Build an attention's forward that finds its donor where it looks for a cache that is not there."""
+    position = _kv_carrier.position_of("past_key_value", forward)
 
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:
         carrier = kwargs.pop(_kv_carrier.CARRIER, None)
-        if carrier is not None and kwargs.get("past_key_value") is None:
-            carrier.visited_by(self.layer_idx)
-            _kv_projections.note_idle_projections(self)
-            types, own = self.config.layer_types, self.config.num_hidden_layers - self.config.num_kv_shared_layers
-            donor = {types[index]: index for index in range(own)}.get(types[self.layer_idx])
-            kwargs["past_key_value"] = (
-                None if donor is None else _DonorCache(carrier, donor, reads=self.is_kv_shared_layer)
+        if carrier is not None:
+            args = _kv_carrier.replaced(
+                args, kwargs, position, "past_key_value", lambda cache: cache_or_donor(self, cache, carrier)
             )
         return forward(self, *args, **kwargs)
 

@@ -7,6 +7,8 @@ upstream's fix has fewer parameters, so it goes first.
 """
 
 import contextlib
+import functools
+import inspect
 import sys
 import tempfile
 from pathlib import Path
@@ -139,6 +141,27 @@ def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier
     yield "reentrant/donors_only_not", lambda: wrapped(reentrant=(4, 5), again=range(4))
     yield "reentrant/readers_only_not", lambda: wrapped(reentrant=range(4), again=(4, 5))
     yield "reentrant/readers/two_backwards", lambda: wrapped(reentrant=(4, 5), again=(), backwards=2)
+
+    def by_position(call):
+        """Have layers that pass all to their attention by position, as an override of a layer may."""
+        attentions = [layer.self_attn for layer in model().model.layers]
+
+        def forward(attention, *args, **kwargs):
+            names = [p.name for p in inspect.signature(type(attention).forward).parameters.values()][1:]
+            given = names[: 1 + max(names.index(name) for name in kwargs.keys() & set(names))]
+            return type(attention).forward(attention, *args, *(kwargs.pop(name, None) for name in given), **kwargs)
+
+        for attention in attentions:
+            attention.forward = functools.partial(forward, attention)
+        try:
+            return call()
+        finally:
+            for attention in attentions:
+                del attention.forward
+
+    yield "by_position/logits", lambda: by_position(lambda: logits("sdpa", training=False, input_ids=TOKENS))
+    yield "by_position/grad/nocache", lambda: by_position(lambda: gradients(model(), use_cache=False))
+    yield "by_position/checkpoint", lambda: by_position(lambda: checkpointed(use_cache=False))
 
     def generated():
         return model().generate(TOKENS[:1], max_new_tokens=24, do_sample=False, use_cache=True)

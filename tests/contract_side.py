@@ -1,33 +1,159 @@
-"""One side of the contract of all patches, in one process, on the releases that are on the path.
+"""The contract of all patches on the releases that are on the path, in forks of one process that has imported torch.
 
-    python contract_side.py off     the probes without any patch; then import, apply, undo in several permutations
-    python contract_side.py on      the probes with the patches as ``import nrl_patches`` applies them
+    python contract_side.py ENVIRONMENT
 
-Prints one JSON object per patch id. ``off`` runs under ``NRL_PATCHES=0``. The probe of a patch whose distributions are
-not all installed is not run.
+Prints a JSON object with three parts, each by patch id:
+
+- ``off``: the probes without any patch; then import, apply, undo in several permutations.
+- ``on``: the probes with the patches as ``import nrl_patches`` applies them; then the structural ways.
+- ``ways``: what became of every way to use a target, by subject, patched; and unpatched where that is to be known.
+
+The probe of a patch whose distributions are not all installed is not run.
+
+    python contract_side.py ENVIRONMENT SUBJECT NAME...
+
+Goes the named ways of a subject only, in the process as it is.
 """
 
+import contextlib
+import ctypes
 import functools
 import importlib
 import json
+import os
+import signal
 import sys
+import tempfile
 import traceback
+from pathlib import Path
 
-import nrl_patches
-from nrl_patches.activation import Activation
-from nrl_patches.installed import find_installed
-from nrl_patches.registry import load
-from nrl_patches.targets import MARK
+from ways.subjects import SUBJECTS
+
+PR_SET_PDEATHSIG = 1
+"""From linux/prctl.h: a caller that has waited long enough kills this process, and a fork would stay behind."""
+
+COMMON = (
+    "torch",
+    "torch._dynamo",
+    "torch.distributed.fsdp",
+    "transformers",
+    "transformers.masking_utils",
+    "transformers.generation.configuration_utils",
+    "vllm.logger",
+)
+"""What both sides import before any target: done once."""
+
+
+def import_common():
+    for module in COMMON:
+        # Two releases that do not go together may raise anything.
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    assert "nrl_patches" not in sys.modules
+
+
+def forked(function, *args):
+    """Return what a function returns in a fork of this process, which stays as it is."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "answer"
+        sys.stdout.flush()
+        pid = os.fork()
+        if pid == 0:
+            code = 1
+            try:
+                ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+                file.write_text(json.dumps(function(*args)), encoding="utf-8")
+                code = 0
+            except BaseException:  # noqa: BLE001 - the fork must end here
+                traceback.print_exc()
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+        _, status = os.waitpid(pid, 0)
+        assert status == 0, f"{function.__name__}{args} ended with {os.waitstatus_to_exitcode(status)}"
+        return json.loads(file.read_text(encoding="utf-8"))
+
+
+def registry_with_targets():
+    """Import our package and all targets, in this order."""
+    from nrl_patches.registry import load
+
+    registry = load()
+    assert not registry.broken, registry.broken
+    targets = {fix.module for patch in registry for fix in patch.fixes}
+    assert os.environ.get("NRL_PATCHES") == "0" or not targets & sys.modules.keys()
+    for module in targets:
+        with contextlib.suppress(Exception):
+            importlib.import_module(module)
+    return registry
 
 
 def observed(patch):
+    from nrl_patches.installed import find_installed
+
+    report = {"affected": patch.affected.decide(find_installed).answer.value}
     if any(find_installed(distribution) is None for distribution in patch.affected.distributions):
-        return {"present": None}
+        return report | {"present": None}
     try:
         seen = patch.observe()
     except Exception:  # noqa: BLE001 - an upstream release may raise anything
-        return {"error": traceback.format_exc()}
-    return {"present": seen.present, "evidence": dict(seen.evidence)}
+        return report | {"error": traceback.format_exc()}
+    return report | {"present": seen.present, "evidence": dict(seen.evidence)}
+
+
+def off(subjects):
+    """The side without patches.
+
+    Args:
+        subjects: The names of the ways to go, by subject.
+    """
+    os.environ["NRL_PATCHES"] = "0"
+    registry = registry_with_targets()
+    gone = {name: forked(went, name, {}, names) for name, names in subjects.items()}
+    report = {patch.id: observed(patch) for patch in registry}
+    for patch_id, name, good in permutations(registry):
+        report[patch_id].setdefault("permutations", {})[name] = good
+    return {"patches": report, "ways": gone}
+
+
+def on(environment):
+    """The side with patches."""
+    from ways.structure import structure
+
+    import nrl_patches
+    from nrl_patches.targets import MARK
+
+    registry = registry_with_targets()
+    gone = {
+        subject.name: forked(went, subject.name, subject.environments[environment])
+        for subject in SUBJECTS
+        if environment in subject.environments
+    }
+    report = {patch.id: observed(patch) for patch in registry}
+    for patch_id, status in nrl_patches.status().items():
+        patch = registry.patches[patch_id]
+        marks = [getattr(getattr(raw, "__func__", raw), MARK, None) for raw in held(patch)]
+        marked = any(mark is not None and patch_id in mark.ids for mark in marks)
+        applied = status.state == "applied"
+        report[patch_id] |= {
+            "state": status.state,
+            "reason": status.reason,
+            "notes": status.notes,
+            "marked": marked,
+            "structure": dict(structure(patch)) if applied else {},
+        }
+    return {"patches": report, "ways": gone}
+
+
+def went(name, options, names=None):
+    from ways.going import go
+
+    # Last, so that one which the environment has of its own comes first; and only here, because the patches of PEFT
+    # are measured in environments that say so.
+    sys.path.append(os.environ["WAYS_PEFT"])
+
+    (subject,) = (subject for subject in SUBJECTS if subject.name == name)
+    return go(subject, options, names)
 
 
 def held(patch):
@@ -54,7 +180,9 @@ def states(activation):
 
 def permutations(registry):
     """Yield the name and outcome of each permutation of activate, apply, undo; True is good."""
-    before = {patch.id: held(patch) for patch in registry}  # also imports every target
+    from nrl_patches.activation import Activation
+
+    before = {patch.id: held(patch) for patch in registry}
     for patch in registry:
         for name, good in permutations_of(patch, registry, before[patch.id]):
             yield patch.id, name, good
@@ -66,6 +194,8 @@ def permutations(registry):
 
 
 def permutations_of(patch, registry, before):
+    from nrl_patches.activation import Activation
+
     # One patch at a time: several may have the same target.
     alone = {"NRL_PATCHES_ONLY": patch.id}
     opted_out = Activation(registry, alone | {patch.opt_out: "1"})
@@ -81,7 +211,7 @@ def permutations_of(patch, registry, before):
     yield "apply twice", same(held(patch), fixed)
     with activation.undo(patch.id):
         yield "undo", same(held(patch), before)
-        with activation.undo(patch.id):
+        with activation.undo(patch.id):  # Each undo is held until its own block is left.
             pass
         yield "undo twice", same(held(patch), before)
     yield "apply again", states(activation)[patch.id] == state
@@ -90,28 +220,20 @@ def permutations_of(patch, registry, before):
     yield "undo again", same(held(patch), before)
 
 
-def main():
-    registry = load()
-    assert not registry.broken, registry.broken
-    report = {patch.id: observed(patch) for patch in registry}
-    for patch in registry:
-        report[patch.id]["affected"] = patch.affected.decide(find_installed).answer.value
-    if sys.argv[1] == "on":
-        for patch_id, status in nrl_patches.status().items():
-            functions = [getattr(raw, "__func__", raw) for raw in held(registry.patches[patch_id])]
-            marks = [getattr(function, MARK, None) for function in functions]
-            marked = any(mark is not None and patch_id in mark.ids for mark in marks)
-            report[patch_id] |= {
-                "state": status.state,
-                "reason": status.reason,
-                "notes": status.notes,
-                "marked": marked,
-            }
-    else:
-        for patch_id, name, good in permutations(registry):
-            report[patch_id].setdefault("permutations", {})[name] = good
-    print(json.dumps(report))
+def main(environment):
+    import_common()
+    patched = forked(on, environment)
+    raised = {
+        subject: [name for name, outcome in gone.items() if "error" in outcome]
+        for subject, gone in patched["ways"].items()
+    }
+    unpatched = forked(off, {subject: names for subject, names in raised.items() if names})
+    report = {"on": patched["patches"], "off": unpatched["patches"]}
+    print(json.dumps(report | {"ways": {"on": patched["ways"], "off": unpatched["ways"]}}))
 
 
 if __name__ == "__main__":
-    main()
+    if len(sys.argv) > 2:
+        print(json.dumps(went(sys.argv[2], {}, sys.argv[3:])))
+    else:
+        main(sys.argv[1])

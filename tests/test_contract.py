@@ -1,18 +1,23 @@
 """What holds for every patch, present and future, on every release of the default run.
 
-A patch file dropped into ``nrl_patches/patches`` gets all of this without a line of test code.
+A patch file dropped into ``nrl_patches/patches`` gets all of this without a line of test code, but for what it is to
+users: ``ways/subjects.py`` must know that of it.
 """
 
+import fnmatch
 import functools
+import importlib
 import json
 
 import pytest
 from packaging.version import Version
-from releases import ENVIRONMENTS, results, run_on
+from releases import ENVIRONMENTS, FOLDER, PEFT, results, run_on
 from standins import ROOT
+from ways.subjects import RULE, SUBJECTS
 
 from nrl_patches.affected import Answer
 from nrl_patches.installed import Installed
+from nrl_patches.matrix.environments import build_part
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.registry import load
 
@@ -29,9 +34,34 @@ every_release = pytest.mark.parametrize(
 every_patch = pytest.mark.parametrize("patch_id", load().patches)
 
 
+every_subject = pytest.mark.parametrize("subject", SUBJECTS, ids=lambda subject: subject.name)
+
+ROUNDING = 1e-4
+"""How far from the plainest way every other may be, relatively; nothing was seen beyond 7e-6, of torch's inductor."""
+
+
 @functools.cache
+def peft():
+    return str(build_part(PEFT, FOLDER))
+
+
+@functools.cache
+def sides(environment):
+    return results(run_on(environment, SCRIPT, environment, WAYS_PEFT=peft()))
+
+
 def side(environment, name):
-    return results(run_on(environment, SCRIPT, name, **({"NRL_PATCHES": "0"} if name == "off" else {})))
+    return sides(environment)[name]
+
+
+@functools.cache
+def raised_by_the_fixed_release(subject, *names):
+    """What the release that carries the fix raises on some ways, by name."""
+    if subject.fixed is None:
+        return {}
+    off = {"NRL_PATCHES": "0", "WAYS_PEFT": peft()}
+    gone = results(run_on(subject.fixed, SCRIPT, subject.fixed, subject.name, *names, **off))
+    return {name: outcome["error"] for name, outcome in gone.items() if "error" in outcome}
 
 
 def cannot_be_measured(environment, patch_id):
@@ -73,6 +103,52 @@ def test_import_apply_undo_in_every_permutation(environment, patch_id):
     outcomes = side(environment, "off")[patch_id]["permutations"]
     assert len(outcomes) == 9
     assert all(outcomes.values()), outcomes
+
+
+@every_release
+@every_patch
+def test_however_a_target_is_called_copied_or_inherited_the_defect_stays_away(environment, patch_id):
+    problems = side(environment, "on")[patch_id]["structure"]
+    assert not {name: problem for name, problem in problems.items() if problem}
+
+
+@pytest.mark.parametrize(
+    ("environment", "subject"),
+    [
+        pytest.param(e, subject, marks=pytest.mark.xdist_group(e), id=f"{subject.name}, {e}")
+        for subject in SUBJECTS
+        for e in subject.environments
+    ],
+)
+def test_every_way_to_use_a_target_is_right_or_fails_as_it_does_without_the_patch(environment, subject):
+    gone = side(environment, "ways")
+    patched, unpatched = gone["on"][subject.name], gone["off"].get(subject.name, {})
+    assert patched
+    raised = {name: outcome["error"] for name, outcome in patched.items() if "error" in outcome}
+    # Where the release cannot do it and the fixed release can't either, the patch may not do it.
+    own = {name for name in raised if "error" not in unpatched[name]}
+    fixed = raised_by_the_fixed_release(subject, *(n for n in raised if n not in own)) if raised.keys() - own else {}
+    wrong = {name: error for name, error in raised.items() if name in own or (subject.fixed and name not in fixed)}
+    # What is wrong, and is said to be, is not silent.
+    wrong |= {n: o["far"] for n, o in patched.items() if "far" in o and not o["far"] <= ROUNDING and not o["said"]}
+    assert not wrong
+
+
+@every_patch
+def test_every_patch_belongs_to_a_subject_whose_ways_are_gone(patch_id):
+    own = [s for s in SUBJECTS if any(fnmatch.fnmatch(patch_id, pattern) for pattern in s.patches)]
+    assert len(own) == 1, "tests/ways/subjects.py must say once which ways there are to use its target"
+
+
+@every_subject
+def test_every_subject_tells_of_each_way_of_the_rule_how_it_is_gone_or_why_not(subject):
+    pytest.importorskip("torch")
+    names = [name for name, _ in importlib.import_module(f"ways.{subject.module}").ways(*subject.arguments)]
+    assert len(names) == len(set(names))
+    assert sorted([*subject.covers, *subject.leaves_out]) == sorted(RULE)
+    uncovered = [way for way, pattern in subject.covers.items() if not fnmatch.filter(names, pattern)]
+    assert not uncovered
+    assert set(subject.environments) <= set(ENVIRONMENTS)
 
 
 @every_patch

@@ -1,0 +1,215 @@
+"""Which ways to use the target of each patch are gone, on which releases, and why not the others.
+
+The rule is that with a patch applied every way to use its target behaves as in the release that carries the fix, and
+that nothing which worked unpatched stops working or starts to be wrong in silence. ``RULE`` is its list of ways.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+RULE = (
+    "call by position and by keyword",
+    "eager",
+    "compile, backend eager",
+    "compile, backend aot_eager",
+    "compile, backend inductor",
+    "compile, fullgraph",
+    "no checkpointing",
+    "checkpointing, non-reentrant",
+    "checkpointing, reentrant",
+    "checkpointing, torch's wrapper, non-reentrant",
+    "checkpointing, torch's wrapper, reentrant",
+    "DDP",
+    "DDP, find_unused_parameters",
+    "FSDP2",
+    "LoRA",
+    "Trainer",
+    "autocast",
+    "deepcopy",
+    "pickle",
+    "subclass",
+)
+"""Calls, copies, pickles and subclasses of the replaced callables themselves are tried for all: ``structure.py``."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What some patches are about.
+
+    Attributes:
+        name: Its name.
+        patches: The ids of the patches, with wildcards.
+        module: The module beside this one whose function ``ways`` yields its ways.
+        arguments: What that is called with.
+        environments: Where they are gone, each with the options of ``ways`` there, which spare some the slow ones.
+        fixed: The release that carries the fix, None if no release does.
+        covers: Names of ways, with wildcards, by the way of the rule that they are.
+        leaves_out: Why not, by way of the rule.
+    """
+
+    name: str
+    patches: tuple[str, ...]
+    module: str
+    environments: Mapping[str, Mapping[str, object]]
+    covers: Mapping[str, str]
+    leaves_out: Mapping[str, str]
+    arguments: tuple[str, ...] = ()
+    fixed: str | None = None
+
+
+WITH_PEFT = {"5.8.1": "0.21.2", "5.9.0": "0.19.0", "5.24.0": "0.21.2"}
+"""The releases that the default run measures beside PEFT; elsewhere the ways of LoRA bring it themselves."""
+
+
+def transformers(**compiles):
+    """Return environments by release, given as ``v5_5_0="some"``."""
+    return {beside_peft(release[1:].replace("_", ".")): {"compiles": which} for release, which in compiles.items()}
+
+
+def beside_peft(version):
+    """Return the environment of the default run that has this transformers."""
+    peft = WITH_PEFT.get(version)
+    return f"peft=={peft} & transformers=={version}" if peft else f"transformers=={version}"
+
+
+KV_SHARING = {
+    "call by position and by keyword": "called by position",
+    "eager": "checkpointing none",
+    "compile, backend eager": "compile eager, *",
+    "compile, backend aot_eager": "compile aot_eager, *",
+    "compile, backend inductor": "compile inductor, *",
+    "compile, fullgraph": "compile aot_eager fullgraph, *",
+    "no checkpointing": "* checkpointing none",
+    "checkpointing, non-reentrant": "checkpointing enabled non-reentrant",
+    "checkpointing, reentrant": "checkpointing enabled reentrant",
+    "checkpointing, torch's wrapper, non-reentrant": "checkpointing wrapped non-reentrant",
+    "checkpointing, torch's wrapper, reentrant": "checkpointing wrapped reentrant",
+    "DDP": "DDP, *",
+    "DDP, find_unused_parameters": "DDP find_unused_parameters, *",
+    "FSDP2": "FSDP2, *",
+    "LoRA": "LoRA, *",
+    "Trainer": "Trainer, *",
+    "autocast": "autocast, *",
+    "deepcopy": "deepcopy",
+    "pickle": "pickle",
+    "subclass": "subclass",
+}
+
+NEMO = (
+    "nemo-automodel==0.3.0 & transformers==5.9.0",
+    "nemo-automodel==0.4.0 & transformers==5.5.0",
+    "nemo-automodel==0.5.0 & transformers==5.8.1",
+    "nemo-automodel==0.6.0 & transformers==5.12.1",
+    "nemo-automodel==0.6.0 & transformers==5.24.0",
+    "nemo-automodel==0.7.0 & transformers==5.18.0",
+)
+
+
+def without(reason, *which):
+    """Return a reason for each of some ways of the rule, given by how they begin."""
+    return {way: reason for way in RULE for start in which if way.startswith(start)}
+
+
+LOADING = without(
+    "a checkpoint is loaded before anything is run, compiled or trained, and by one process like by many",
+    "eager",
+    "compile",
+    "no checkpointing",
+    "checkpointing",
+    "DDP",
+    "autocast",
+)
+ENGINE = without("an engine of vLLM trains nothing and compiles after the weights are there", *RULE[1:17])
+
+SUBJECTS = (
+    Subject(
+        "KV sharing in Gemma 4",
+        patches=("transformers.gemma4_kv_sharing_*",),
+        module="kv_sharing",
+        arguments=("gemma4",),
+        environments=transformers(v5_5_0="nothing", v5_5_1="all", v5_5_2="nothing", v5_8_1="some", v5_24_0="some"),
+        fixed="transformers==5.9.0",
+        covers=KV_SHARING,
+        leaves_out={},
+    ),
+    Subject(
+        "KV sharing in Gemma 3n",
+        patches=("transformers.gemma3n_kv_sharing_*",),
+        module="kv_sharing",
+        arguments=("gemma3n",),
+        environments=transformers(
+            v4_53_0="nothing",
+            v4_55_4="some",
+            v4_56_0="nothing",
+            v5_5_4="some",
+            v5_6_0="nothing",
+            v5_8_1="all",
+            v5_24_0="some",
+        ),
+        fixed="transformers==5.9.0",
+        covers=KV_SHARING,
+        leaves_out={},
+    ),
+    Subject(
+        "Qwen-VL in transformers",
+        patches=("transformers.qwen_vl_*", "transformers.subclass_conversion_mapping", "peft.adapter_names_*"),
+        module="qwen_vl",
+        environments={beside_peft(v): {} for v in ("5.4.0", "5.5.4", "5.9.0", "5.12.1", "5.13.0", "5.24.0")},
+        covers={
+            "call by position and by keyword": "* by keyword and device_map",
+            "LoRA": "* LoRA*",
+            "deepcopy": "* deepcopy, saved",
+            "pickle": "* pickle, saved",
+            "subclass": "* by a subclass, with the head",
+        },
+        leaves_out=LOADING
+        | without("from_pretrained loads before it is sharded", "FSDP2")
+        | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
+        "Qwen-VL in nemo-automodel",
+        patches=("nemo_automodel.qwen_vl_*",),
+        module="automodel_qwen_vl",
+        environments={environment: {} for environment in NEMO},
+        fixed=NEMO[-1],
+        covers={
+            "FSDP2": "* FSDP2",
+            "LoRA": "* LoRA",
+            "deepcopy": "* deepcopy",
+            "pickle": "* pickle",
+            "subclass": "* by a subclass",
+        },
+        leaves_out=LOADING
+        | without("Automodel has trainers of its own", "Trainer")
+        | without("the Checkpointer alone calls it, as structure.py does in every form", "call"),
+    ),
+    Subject(
+        "dtype in nemo-automodel",
+        patches=("nemo_automodel.dtype_*",),
+        module="automodel_dtype",
+        environments={environment: {} for environment in NEMO[1:]},
+        fixed=NEMO[-1],
+        covers={"call by position and by keyword": "dtype=*", "subclass": "a subclass of the loader"},
+        leaves_out=LOADING
+        | without("Automodel has trainers of its own", "Trainer")
+        | without("it shards after the dtype has been restored", "FSDP2")
+        | without("adapters are added after that", "LoRA")
+        | without("a loaded model is like any other", "deepcopy", "pickle"),
+    ),
+    Subject(
+        "dummy load in vLLM",
+        patches=("vllm.dummy_load_*",),
+        module="vllm_dummy_load",
+        environments={f"vllm=={v}": {} for v in ("0.6.3", "0.9.0.1", "0.9.1", "0.10.2", "0.11.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle"},
+        leaves_out=ENGINE | without("in every form, and of the loader, by structure.py", "call", "subclass"),
+    ),
+    Subject(
+        "RADIO in vLLM",
+        patches=("vllm.radio_*",),
+        module="vllm_radio",
+        environments={f"vllm=={v}": {} for v in ("0.11.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle", "subclass": "a subclass of the tower"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call"),
+    ),
+)

@@ -2,24 +2,34 @@
 
 ``import nrl_patches`` is all that a program needs: each patch waits for the module that it repairs and is applied if
 the installed release has the defect. README.md tells how to ask what was applied and how to switch patches off.
+
+The import itself loads next to nothing, see :mod:`nrl_patches.front_door`; the names below are looked up when they are
+first used.
 """
 
 import nrl_patches.run_as_module as _  # noqa: F401 - before everything else, see there
-from nrl_patches.activation import default_activation
-from nrl_patches.children import activation_path
-from nrl_patches.declaration import Observation, Patch
-from nrl_patches.errors import (
-    DeclarationError,
-    DriftedError,
-    FailedError,
-    PatchError,
-    RequiredPatchError,
-    SettingsError,
-    UndoError,
-)
-from nrl_patches.process import join
-from nrl_patches.status import State, Status
-from nrl_patches.targets import objection_unless
+from nrl_patches import front_door
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from nrl_patches.declaration import Observation, Patch
+    from nrl_patches.engine.activation import Activation
+    from nrl_patches.engine.status import State, Status
+    from nrl_patches.engine.targets import objection_unless
+    from nrl_patches.errors import (
+        DeclarationError,
+        DriftedError,
+        FailedError,
+        PatchError,
+        RequiredPatchError,
+        SettingsError,
+        UndoError,
+    )
+
+    _activation: Activation = front_door.activation()
+    apply = _activation.apply
+    status = _activation.status
+    undo = _activation.undo
 
 __all__ = [
     "DeclarationError",
@@ -43,13 +53,37 @@ __all__ = [
 
 __version__ = "0.1.0"
 
-activated_by = activation_path()
+_HOMES = {
+    "Observation": "declaration",
+    "Patch": "declaration",
+    "State": "engine.status",
+    "Status": "engine.status",
+    "objection_unless": "engine.targets",
+}
+"""Where the public names are defined, all others in ``errors``."""
+
+
+def __getattr__(name: str) -> object:
+    """Look up a public name when it is first used."""
+    value: object
+    if name == "_activation":
+        value = front_door.activation()
+    elif name in {"apply", "status", "undo"}:
+        value = getattr(front_door.activation(), name)
+    elif name in __all__:
+        from importlib import import_module  # noqa: PLC0415 - see the module docstring
+
+        value = getattr(import_module(f"nrl_patches.{_HOMES.get(name, 'errors')}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return globals().setdefault(name, value)
+
+
+def __dir__() -> list[str]:
+    """Name what there is, looked up already or not."""
+    return sorted({*globals(), *__all__})
+
+
+activated_by = front_door.enter(__version__)
 """How the patches came into this process, or into the one it was forked from: ``import``, ``plugin`` (of vLLM),
 ``ray``, ``startup`` (``nrl-patches run``) or ``multiprocessing``."""
-
-_activation = default_activation()
-apply = _activation.apply
-status = _activation.status
-undo = _activation.undo
-_activation.start()
-join(_activation, __version__)

@@ -1,5 +1,5 @@
 """``python -m nrl_patches`` is the command ``nrl-patches``."""
 
-from nrl_patches.cli import main
+from nrl_patches.cli.main import main
 
 main(prog_name="nrl-patches")

@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from types import ModuleType
 from typing import Any, TypeVar
 
-from nrl_patches.affected import Affected
+from nrl_patches.engine.affected import Affected
+from nrl_patches.engine.distributions import import_package
 from nrl_patches.errors import DeclarationError
-from nrl_patches.installed import import_package
 
 __all__ = ["HEADINGS", "Build", "Fix", "Guard", "Observation", "Patch", "Probe"]
 
@@ -81,7 +81,7 @@ class Patch:
 
     Args:
         module: ``__name__`` of the patch file. The id is its path below ``nrl_patches.patches``.
-        affected: The releases in which the probe saw the defect, and no others; see :mod:`nrl_patches.affected`.
+        affected: The releases in which the probe saw the defect, and no others; see :mod:`nrl_patches.engine.affected`.
         upstream: Links to the upstream issues and pull requests, most important first.
         opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
             only if they are for one defect.

@@ -18,15 +18,15 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from nrl_patches.activation import default_activation
+from nrl_patches.engine.activation import default_activation
+from nrl_patches.engine.settings import VARIABLES
 from nrl_patches.errors import SettingsError, explain_problem
-from nrl_patches.settings import VARIABLES
-from nrl_patches.startup_entry import HOOK_OF_THE_JOB
+from nrl_patches.hosts.ray import HOOK_OF_THE_JOB
 
 __all__ = ["runtime_env"]
 
 # By name rather than as a function: `ray job submit` takes nothing else, and a worker does not have to unpickle it.
-_HOOK = "nrl_patches_startup.ray_worker"
+_HOOK = "nrl_patches_hosts.ray.worker"
 _FIELD = "worker_process_setup_hook"
 _FUNCTION = "ray_runtime_env_func::"
 """How the variable's value begins where ``ray.init`` has sent a function to the cluster."""

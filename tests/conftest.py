@@ -1,7 +1,7 @@
 import pytest
 from standins import COUNT, Sandbox
 
-from nrl_patches.hooks import withdraw
+from nrl_patches.engine.import_hooks import withdraw
 
 
 @pytest.fixture

@@ -76,7 +76,7 @@ def forked(function, *args):
 
 def registry_with_targets():
     """Import our package and all targets, in this order."""
-    from nrl_patches.registry import load
+    from nrl_patches.engine.registry import load
 
     registry = load()
     assert not registry.broken, registry.broken
@@ -89,7 +89,7 @@ def registry_with_targets():
 
 
 def observed(patch):
-    from nrl_patches.installed import find_installed
+    from nrl_patches.engine.distributions import find_installed
 
     report = {"affected": patch.affected.decide(find_installed).answer.value}
     if any(find_installed(distribution) is None for distribution in patch.affected.distributions):
@@ -121,7 +121,7 @@ def on(environment):
     from ways.structure import structure
 
     import nrl_patches
-    from nrl_patches.targets import MARK
+    from nrl_patches.engine.targets import MARK
 
     registry = registry_with_targets()
     gone = {
@@ -180,7 +180,7 @@ def states(activation):
 
 def permutations(registry):
     """Yield the name and outcome of each permutation of activate, apply, undo; True is good."""
-    from nrl_patches.activation import Activation
+    from nrl_patches.engine.activation import Activation
 
     before = {patch.id: held(patch) for patch in registry}
     for patch in registry:
@@ -194,7 +194,7 @@ def permutations(registry):
 
 
 def permutations_of(patch, registry, before):
-    from nrl_patches.activation import Activation
+    from nrl_patches.engine.activation import Activation
 
     # One patch at a time: several may have the same target.
     alone = {"NRL_PATCHES_ONLY": patch.id}

@@ -25,11 +25,10 @@ class Copy:
         self.folder = folder
         shutil.copytree(ROOT / "nrl_patches", folder / "nrl_patches", ignore=shutil.ignore_patterns("__pycache__"))
         # What the wheel has at its top level; the environment's own would be that of its installation.
-        for entry in ("pytest", "startup"):
-            shutil.copy(ROOT / "nrl_patches" / f"{entry}_entry.py", folder / f"nrl_patches_{entry}.py")
+        shutil.copytree(folder / "nrl_patches" / "hosts", folder / "nrl_patches_hosts")
         self.patches = folder / "nrl_patches" / "patches"
         for distribution in self.patches.iterdir():
-            if distribution.is_dir():
+            if distribution.is_dir() and distribution.name != "_shared":
                 shutil.rmtree(distribution)
         self.write("nrl_patches/patches/standin/__init__.py", "")
 
@@ -72,8 +71,8 @@ class Copy:
     def pytest(self, *args, conftest="", **environ):
         """Run a test session of its own, with the plugin of the copy."""
         self.write("empty/conftest.py", conftest)
-        known = any(point.value == "nrl_patches_pytest" for point in entry_points(group="pytest11"))
-        plugin = () if known else ("-p", "nrl_patches_pytest")
+        known = any(point.value == "nrl_patches_hosts.pytest" for point in entry_points(group="pytest11"))
+        plugin = () if known else ("-p", "nrl_patches_hosts.pytest")
         return self.run("pytest", *plugin, "-p", "no:cacheprovider", "-c", os.devnull, "empty", *args, **environ)
 
     def python(self, *args, python=sys.executable, **environ):

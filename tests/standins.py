@@ -8,8 +8,8 @@ import sys
 import textwrap
 from pathlib import Path
 
-from nrl_patches import registry
-from nrl_patches.activation import Activation
+from nrl_patches.engine import registry
+from nrl_patches.engine.activation import Activation
 
 ROOT = Path(__file__).parents[1]
 

@@ -286,7 +286,7 @@ class TestOnce:
         results = []
 
         def worker():
-            activation = nrl_patches.activation.Activation(registry, {})
+            activation = nrl_patches.engine.activation.Activation(registry, {})
             activations.append(activation)
             gate.wait(60)
             activation.start()

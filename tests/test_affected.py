@@ -1,8 +1,8 @@
 import pytest
 from packaging.version import Version
 
-from nrl_patches.affected import Affected, Answer, is_release
-from nrl_patches.installed import Installed
+from nrl_patches.engine.affected import Affected, Answer, is_release
+from nrl_patches.engine.distributions import Installed
 
 
 def decide(declaration, **installed):

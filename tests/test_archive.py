@@ -20,7 +20,7 @@ def archive(tmp_path_factory):
     info = copy.write(
         "nrl_patches-0.1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: nrl-patches\nVersion: 0.1.0\n"
     )
-    groups = "[nrl_patches.startup]\nvllm = nrl_patches_startup:startup\n"
+    groups = "[nrl_patches.startup]\nvllm = nrl_patches_hosts.startup:startup\n"
     info.with_name("entry_points.txt").write_text(groups)
     folder = tmp_path_factory.mktemp("archive")
     with zipfile.ZipFile(folder / "package.zip", "w") as made:
@@ -51,7 +51,7 @@ def test_the_tripwires(archive):
 def test_what_was_measured_and_of_which_code(archive):
     code = """
 import nrl_patches
-from nrl_patches.activation import default_activation
+from nrl_patches.engine.activation import default_activation
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.fingerprint import fingerprint
 (patch,) = default_activation().registry

@@ -6,7 +6,7 @@ import sys
 from standins import ROOT
 
 from nrl_patches import __version__
-from nrl_patches.registry import load
+from nrl_patches.engine.registry import load
 
 GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 

@@ -7,9 +7,10 @@ import click
 import pytest
 from click.testing import CliRunner
 
-from nrl_patches import cli
-from nrl_patches.cli_options import check_places
-from nrl_patches.tripwires import Tripwire, Verdict
+from nrl_patches.cli import main as cli
+from nrl_patches.cli import tripwires as subcommand
+from nrl_patches.cli.options import check_places
+from nrl_patches.tripwires.run import Tripwire, Verdict
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def ran(monkeypatch):
         runs.append(timeout)
         return [Tripwire("a.b", Verdict.NEEDED, "it is there", "", "a<2", {"a": "a 1"}, ("https://x",), "b.py")]
 
-    monkeypatch.setattr(cli, "run_tripwires", run_tripwires)
+    monkeypatch.setattr(subcommand, "run_tripwires", run_tripwires)
     monkeypatch.delenv("GITHUB_STEP_SUMMARY", raising=False)
     return runs
 
@@ -124,5 +125,5 @@ def test_an_interrupt_and_an_error_of_ours_are_no_answer(monkeypatch):
         def raising(*_args, error=error, **_kwargs):
             raise error
 
-        monkeypatch.setattr(cli, "run_tripwires", raising)
+        monkeypatch.setattr(subcommand, "run_tripwires", raising)
         assert tripwires().exit_code == code

@@ -15,11 +15,11 @@ from releases import ENVIRONMENTS, FOLDER, PEFT, results, run_on
 from standins import ROOT
 from ways.subjects import RULE, SUBJECTS
 
-from nrl_patches.affected import Answer
-from nrl_patches.installed import Installed
+from nrl_patches.engine.affected import Answer
+from nrl_patches.engine.distributions import Installed
+from nrl_patches.engine.registry import load
 from nrl_patches.matrix.environments import build_part
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
-from nrl_patches.registry import load
 
 SCRIPT = ROOT / "tests" / "contract_side.py"
 

@@ -3,8 +3,9 @@ import re
 import pytest
 
 import nrl_patches
-from nrl_patches import DeclarationError, Observation, Patch, registry
+from nrl_patches import DeclarationError, Observation, Patch
 from nrl_patches.declaration import HEADINGS
+from nrl_patches.engine import registry
 
 GOOD = {
     "affected": "transformers<5",

@@ -34,8 +34,8 @@ class TestLazyModules:
             LAZY
             + f"""
     heavy = lazily("heavy")
-    from nrl_patches.activation import Activation
-    from nrl_patches import registry
+    from nrl_patches.engine.activation import Activation
+    from nrl_patches.engine import registry
     import {counting.patches} as patches
     activation = Activation(registry.load(patches), {{}})
     activation.start()
@@ -54,8 +54,8 @@ class TestLazyModules:
         done = counting.run(
             LAZY
             + f"""
-    from nrl_patches.activation import Activation
-    from nrl_patches import registry
+    from nrl_patches.engine.activation import Activation
+    from nrl_patches.engine import registry
     import {counting.patches} as patches
     import {counting.name}
     {steps}
@@ -129,8 +129,8 @@ def test_strict_mode_leaves_no_half_import_of_a_target_that_was_under_way(sandbo
         f"{sandbox.name}/core.py",
         f"""
         import {sandbox.patches} as patches
-        from nrl_patches.activation import Activation
-        from nrl_patches import registry
+        from nrl_patches.engine.activation import Activation
+        from nrl_patches.engine import registry
         Activation(registry.load(patches), {{"NRL_PATCHES_STRICT": "1"}}).start()
         def count(): return 1
         """,
@@ -279,8 +279,8 @@ def test_frozen_objects_are_out_of_reach_and_said(counting):
         class Alias:
             count = staticmethod(core.count)
         gc.freeze()
-        from nrl_patches.activation import Activation
-        from nrl_patches import registry
+        from nrl_patches.engine.activation import Activation
+        from nrl_patches.engine import registry
         import {counting.patches} as patches
         activation = Activation(registry.load(patches), {{}})
         activation.start()
@@ -312,8 +312,8 @@ def test_what_is_frozen_is_no_matter_where_the_modules_hold_every_reference(coun
         copies = sys.modules["copies"] = types.ModuleType("copies")
         copies.counted = core.count
         gc.freeze()
-        from nrl_patches.activation import Activation
-        from nrl_patches import registry
+        from nrl_patches.engine.activation import Activation
+        from nrl_patches.engine import registry
         import {counting.patches} as patches
         activation = Activation(registry.load(patches), {{}})
         activation.start()
@@ -329,8 +329,8 @@ def test_a_target_that_is_younger_than_the_freeze_is_not_hidden(counting):
     done = counting.run(
         f"""
         import gc
-        from nrl_patches.activation import Activation
-        from nrl_patches import registry
+        from nrl_patches.engine.activation import Activation
+        from nrl_patches.engine import registry
         import {counting.patches} as patches
         activation = Activation(registry.load(patches), {{}})
         activation.start()
@@ -359,7 +359,7 @@ def test_a_required_patch_of_a_target_that_cannot_be_set(counting, monkeypatch):
     def refuse(*_args):
         raise TypeError("immutable type")
 
-    monkeypatch.setattr("nrl_patches.settlement.block", refuse)
+    monkeypatch.setattr("nrl_patches.engine.outcome.block", refuse)
     assert counting.core().count() == 1
     assert "its target could not be blocked: TypeError: immutable type" in only(activation).notes
 
@@ -381,8 +381,8 @@ def test_activation_in_the_middle_of_a_reload(sandbox):
         import sys
         if "again" in globals():
             import {sandbox.patches} as patches
-            from nrl_patches.activation import Activation
-            from nrl_patches import registry
+            from nrl_patches.engine.activation import Activation
+            from nrl_patches.engine import registry
             activation = Activation(registry.load(patches), {{}})
             activation.start()
             assert next(iter(activation.status().values())).state == "pending"
@@ -406,7 +406,7 @@ def test_fork_while_another_thread_changes_targets(counting):
     done = counting.run(
         f"""
         import os, signal, threading, time
-        from nrl_patches.replacement import PROCESS_LOCK
+        from nrl_patches.engine.slots import PROCESS_LOCK
         held, release = threading.Event(), threading.Event()
         def hold():
             with PROCESS_LOCK:
@@ -414,8 +414,8 @@ def test_fork_while_another_thread_changes_targets(counting):
                 release.wait(1)
         threading.Thread(target=hold).start()
         held.wait()
-        from nrl_patches.activation import Activation
-        from nrl_patches import registry
+        from nrl_patches.engine.activation import Activation
+        from nrl_patches.engine import registry
         import {counting.patches} as patches
         activation = Activation(registry.load(patches), {{}})
         child = os.fork()
@@ -436,8 +436,8 @@ def test_fork_while_another_thread_undoes():
         """
         import os, signal, sys, threading
         import nrl_patches
-        from nrl_patches.hooks import withdraw
-        from nrl_patches.replacement import PROCESS_LOCK
+        from nrl_patches.engine.import_hooks import withdraw
+        from nrl_patches.engine.slots import PROCESS_LOCK
         held, forking = threading.Event(), threading.Event()
         def undo():
             with PROCESS_LOCK:

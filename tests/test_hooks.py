@@ -10,7 +10,7 @@ import pytest
 import wrapt
 from standins import only, run
 
-from nrl_patches.hooks import call_when_executed, withdraw
+from nrl_patches.engine.import_hooks import call_when_executed, withdraw
 
 
 def test_fires_when_the_module_is_imported(sandbox, hook):
@@ -103,7 +103,7 @@ def test_waits_for_a_module_that_a_frame_below_is_executing(sandbox):
     sandbox.write(
         "half.py",
         """
-        from nrl_patches.hooks import call_when_executed
+        from nrl_patches.engine.import_hooks import call_when_executed
         seen = []
         call_when_executed("half", lambda module: seen.append(module.end))
         assert not seen
@@ -132,7 +132,7 @@ def test_waits_for_a_module_that_another_thread_is_executing(sandbox):
     done = sandbox.run(
         """
         import threading, importlib, rendezvous
-        from nrl_patches.hooks import call_when_executed
+        from nrl_patches.engine.import_hooks import call_when_executed
         thread = threading.Thread(target=importlib.import_module, args=("slow",))
         thread.start()
         assert rendezvous.started.wait(60)
@@ -161,7 +161,7 @@ def test_no_deadlock_where_a_package_joins_a_thread_that_imports_a_hooked_child(
     sandbox.write("family/child.py", "")
     done = sandbox.run(
         """
-        from nrl_patches.hooks import call_when_executed
+        from nrl_patches.engine.import_hooks import call_when_executed
         seen = []
         call_when_executed("family.child", seen.append)
         import family
@@ -313,7 +313,7 @@ class TestCopiesOfALoader:
             "half.py",
             """
             import copy, pickle
-            from nrl_patches.hooks import call_when_executed
+            from nrl_patches.engine.import_hooks import call_when_executed
             seen = []
             call_when_executed("half", seen.append)
             copies = [pickle.loads(pickle.dumps(__spec__)), copy.copy(__spec__), copy.deepcopy(__spec__)]

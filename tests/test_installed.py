@@ -5,7 +5,7 @@ import pytest
 from packaging.version import Version
 from standins import only
 
-from nrl_patches.installed import find_installed
+from nrl_patches.engine.distributions import find_installed
 
 
 def version(distribution):

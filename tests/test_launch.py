@@ -6,8 +6,8 @@ import threading
 
 import pytest
 
-from nrl_patches import launch
-from nrl_patches.launch import MODULE, ending_all, run_code, tail
+from nrl_patches.processes import launch
+from nrl_patches.processes.launch import MODULE, ending_all, run_code, tail
 
 
 def test_of_an_output_without_end_only_the_end_is_read():

@@ -6,7 +6,7 @@ import sys
 import pytest
 from standins import COUNT, ROOT, run
 
-from nrl_patches.registry import load
+from nrl_patches.engine.registry import load
 
 
 def test_imports_none_of_the_patched_distributions():
@@ -22,12 +22,27 @@ def test_imports_none_of_the_patched_distributions():
     assert done.stdout == "[]\n", done.stderr
 
 
-def test_imports_only_wrapt_and_packaging_beyond_the_standard_library():
+def test_the_import_loads_a_few_modules_of_ours_and_of_the_interpreter():
     done = run(
         """
         import sys
         before = set(sys.modules)
         import nrl_patches
+        new = set(sys.modules) - before
+        others = sorted(name for name in new if not name.startswith(("nrl_patches", "_")))
+        print(len(new) <= 25, others)
+        """
+    )
+    assert done.stdout == "True ['fcntl']\n", done.stderr
+
+
+def test_the_engine_needs_only_wrapt_and_packaging_beyond_the_standard_library():
+    done = run(
+        """
+        import sys
+        before = set(sys.modules)
+        import nrl_patches
+        nrl_patches.status()
         new = {name.partition(".")[0] for name in set(sys.modules) - before} - set(sys.stdlib_module_names)
         print(sorted(name for name in new if not name.startswith("_")))
         """
@@ -117,8 +132,8 @@ SECOND_COPY = """
     import importlib, sys
     {before}
     import nrl_patches
-    from nrl_patches.activation import Activation
-    from nrl_patches import registry
+    from nrl_patches.engine.activation import Activation
+    from nrl_patches.engine import registry
     patches = importlib.import_module("{patches}")
     first = Activation(registry.load(patches), {{}})
     first.start()
@@ -128,8 +143,8 @@ SECOND_COPY = """
     sys.path.insert(0, "{copy}")
     import nrl_patches as other
     assert other.__file__.startswith("{copy}")
-    from nrl_patches.activation import Activation
-    from nrl_patches import registry
+    from nrl_patches.engine.activation import Activation
+    from nrl_patches.engine import registry
     second = Activation(registry.load(importlib.import_module("{patches}")), {{}})
     second.start()
     import {target}.core as core

@@ -11,8 +11,8 @@ import pytest
 import wrapt
 
 import nrl_patches
-from nrl_patches import replacement
-from nrl_patches.targets import locate
+from nrl_patches.engine import slots as replacement
+from nrl_patches.engine.targets import locate
 
 SHAPES = """
 import functools
@@ -77,7 +77,7 @@ TARGETS = {
 @pytest.fixture(autouse=True)
 def _nothing_compiled(monkeypatch):
     # Another test in this process may have compiled something, which every status would note.
-    monkeypatch.setattr("nrl_patches.replacement._may_be_traced", lambda _: False)
+    monkeypatch.setattr("nrl_patches.engine.slots._may_be_traced", lambda _: False)
 
 
 @pytest.fixture

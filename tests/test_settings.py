@@ -5,8 +5,8 @@ import pytest
 from standins import ROOT
 
 import nrl_patches
-from nrl_patches.registry import Registry, load
-from nrl_patches.settings import VARIABLES, Settings
+from nrl_patches.engine.registry import Registry, load
+from nrl_patches.engine.settings import VARIABLES, Settings
 
 GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 REGISTRY = load()

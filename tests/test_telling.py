@@ -7,7 +7,7 @@ import logging
 import pytest
 from package_copy import Copy
 
-from nrl_patches.telling import tell
+from nrl_patches.engine.log import tell
 
 MESSAGE = "drifted: some.patch: expected this; found that; next step: do so"
 
@@ -145,18 +145,19 @@ def test_drift_in_a_program_that_has_set_up_logging_meanwhile(tmp_path):
 QUIET = "import logging; logging.getLogger('nrl_patches').disabled = True\n"
 
 STARTUP = """
-import nrl_patches_startup
-nrl_patches_startup.vllm_plugin()
+import nrl_patches_hosts.vllm
+nrl_patches_hosts.vllm.plugin()
 """
 
 CHILD = """
 import sys
-from nrl_patches.children import _ARRIVAL, _MISSING
+from nrl_patches.processes.spawn import arrival
+text = arrival()
 for name in [name for name in sys.modules if name.partition(".")[0] == "nrl_patches"]:
     del sys.modules[name]
 open("nrl_patches/__init__.py", "w").write("1/0")
-names = {"path": sys.path, "environ": {}, "version": "1", "disabled": {}, "strict": False, "missing": _MISSING}
-exec(_ARRIVAL, names)
+names = {"path": sys.path, "environ": {}, "version": "1", "disabled": {}, "strict": False}
+exec(text, names | {"expected": "", "next_step": ""})
 """
 
 

@@ -18,8 +18,8 @@ import yaml
 from package_copy import OFF_BY_ONE, RIGHT
 from standins import ROOT
 
-from nrl_patches.registry import load
-from nrl_patches.tripwires import PASSING, Verdict
+from nrl_patches.engine.registry import load
+from nrl_patches.tripwires.run import PASSING, Verdict
 
 
 class Copy(package_copy.Copy):
@@ -208,7 +208,7 @@ TOMBSTONE = "retired in 0.2.0: transformers 5.6.0 is the oldest supported releas
     ],
 )
 def test_a_retired_patch_is_a_deleted_file_and_a_tombstone(copy, command):
-    registry = copy.folder / "nrl_patches" / "registry.py"
+    registry = copy.folder / "nrl_patches" / "engine" / "registry.py"
     declared = "RETIRED: Mapping[str, str] = {}"
     assert declared in registry.read_text()
     registry.write_text(registry.read_text().replace(declared, f"RETIRED = {{'standin.count': {TOMBSTONE!r}}}"))
@@ -253,7 +253,7 @@ class TestFormats:
 
     def test_json_follows_the_published_schema(self, two):
         report = json.loads(two.tripwires("--format", "json").stdout)
-        schema = json.loads((ROOT / "nrl_patches" / "schemas" / "tripwires-1.json").read_text())
+        schema = json.loads((ROOT / "nrl_patches" / "tripwires" / "schemas" / "tripwires-1.json").read_text())
         jsonschema.Draft202012Validator.check_schema(schema)
         jsonschema.validate(report, schema)
         assert set(schema["$defs"]["verdict"]["enum"]) == {str(verdict) for verdict in Verdict}

@@ -9,7 +9,7 @@ from standins import only
 
 import nrl_patches
 from nrl_patches import State
-from nrl_patches.replacement import PROCESS_LOCK
+from nrl_patches.engine.slots import PROCESS_LOCK
 
 
 class TestBlocks:

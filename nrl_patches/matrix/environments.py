@@ -24,9 +24,10 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from nrl_patches.installed import import_package
-from nrl_patches.launch import MODULE, run_code
+from nrl_patches.engine.distributions import import_package
 from nrl_patches.matrix.index import IndexProblem, unpack_source
+from nrl_patches.matrix.names import parse_environment
+from nrl_patches.processes.launch import MODULE, run_code
 
 __all__ = [
     "KNOWN_GAPS",
@@ -38,8 +39,6 @@ __all__ = [
     "build",
     "build_part",
     "declared_requirement",
-    "name_environment",
-    "parse_environment",
     "variables",
 ]
 
@@ -94,7 +93,7 @@ def _vllm(version: str) -> list[Part]:
 
 
 def _listed(file: str) -> Part:
-    lines = resources.files(__package__).joinpath(file).read_text(encoding="utf-8").splitlines()
+    lines = resources.files(__package__).joinpath("recipes").joinpath(file).read_text(encoding="utf-8").splitlines()
     return Part(tuple(line for line in lines if line and not line.startswith("#")))
 
 
@@ -125,9 +124,10 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
 - peft: alone. Overridden: transformers is what the environment says, and what both need is there with it or the base's.
 - vllm: the Python code of the source archive, not built, since the probes call no compiled operator; 0.15.0 and 0.15.1
   have no source archive, so there it is the CPU build's wheel. Overridden: everything that it requires. All releases
-  find the dependencies of 0.30.0 (``vllm.txt``) and the base's torch; those before 0.10 transformers 4.52.4 with its
-  tokenizers and huggingface-hub in front, because 0.9 registers model types that later releases of transformers have;
-  those before 0.6.5 compressed-tensors 0.8.0, because they import more of it, and so of transformers.
+  find the dependencies of 0.30.0 (``recipes/vllm.txt``) and the base's torch; those before 0.10 transformers 4.52.4
+  with its tokenizers and huggingface-hub in front, because 0.9 registers model types that later releases of
+  transformers have; those before 0.6.5 compressed-tensors 0.8.0, because they import more of it, and so of
+  transformers.
 """
 
 KNOWN_GAPS: Mapping[str, str] = {
@@ -141,17 +141,6 @@ VARIABLES: Mapping[str, Mapping[str, str]] = {
     "vllm": {"TORCHDYNAMO_DISABLE": "1"},
 }
 """Environment variables without which some release of a distribution cannot be imported."""
-
-
-def parse_environment(environment: str) -> dict[str, Version]:
-    """Return the releases that an environment is named by, in its order."""
-    parts = (part.split("==") for part in environment.split(" & "))
-    return {canonicalize_name(name): Version(version) for name, version in parts}
-
-
-def name_environment(releases: Mapping[str, Version | str]) -> str:
-    """Return the name of an environment; the inverse of :func:`parse_environment`."""
-    return " & ".join(f"{name}=={version}" for name, version in releases.items())
 
 
 def build(environment: str, folder: Path) -> list[Path]:

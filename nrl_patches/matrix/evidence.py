@@ -17,14 +17,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches.errors import explain_problem
-from nrl_patches.matrix.environments import parse_environment
+from nrl_patches.matrix.names import parse_environment
 
 if TYPE_CHECKING:
     from importlib.abc import Traversable
 
 __all__ = ["COMMITTED", "SCHEMA_VERSION", "Cell", "Evidence", "Measurement", "write_whole"]
 
-COMMITTED = resources.files("nrl_patches").joinpath("evidence").joinpath("matrix.json")
+COMMITTED = resources.files("nrl_patches.matrix").joinpath("data").joinpath("matrix.json")
 """The evidence that this version of the package was released with."""
 
 SCHEMA_VERSION = 1

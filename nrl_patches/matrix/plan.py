@@ -9,14 +9,13 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nrl_patches.affected import Range
 from nrl_patches.declaration import Patch
-from nrl_patches.matrix.environments import name_environment, parse_environment
+from nrl_patches.engine.affected import Range
 from nrl_patches.matrix.index import Release
+from nrl_patches.matrix.names import FUTURE, name_environment, parse_environment
 
 __all__ = ["COMPANIONS", "FLOORS", "MARGIN", "Selection", "Task", "axis", "declared_finals", "is_in_scope", "plan"]
 
-_FUTURE = Version("9999")
 
 MARGIN = 2
 """How many releases before and after the declared ones are measured too."""
@@ -141,7 +140,7 @@ def _environments(
     # A requirement that names no release says nothing about which one to take.
     allowed = list(required.specifier.filter(available)) if required is not None and required.specifier else []
     # The newest that it allows; where it names no end, the oldest, which it was written for.
-    endless = required is not None and required.specifier.contains(_FUTURE)
+    endless = required is not None and required.specifier.contains(FUTURE)
     chosen = dict.fromkeys([*(allowed[:1] if endless else allowed[-1:]), *beside])
     return [name_environment({distribution: version, companion: other}) for other in chosen]
 

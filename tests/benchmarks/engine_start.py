@@ -50,7 +50,7 @@ class Finder:
         execute = timed("import", spec.loader.exec_module)
         def execute_and_watch(module):
             execute(module)
-            activation = sys.modules["nrl_patches.activation"].Activation
+            activation = sys.modules["nrl_patches.engine.activation"].Activation
             activation.on_executed = timed("later", activation.on_executed)
         spec.loader.exec_module = execute_and_watch
         return spec

@@ -12,14 +12,14 @@ import time
 import torch
 
 import nrl_patches
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches._shared import kv_sharing
 
 
 def main() -> None:
     """Print the median ratio of patched to unpatched blocks, and that of unpatched to unpatched for comparison."""
     family = sys.argv[1]
     blocks = int(sys.argv[2]) if len(sys.argv) > 2 else 60
-    model = _kv_sharing.tiny_model(family).eval()
+    model = kv_sharing.tiny_model(family).eval()
     tokens = torch.arange(1, 17).view(1, -1)
 
     def block() -> float:

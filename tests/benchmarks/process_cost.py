@@ -20,7 +20,7 @@ import time
 from pathlib import Path
 
 import nrl_patches
-from nrl_patches.cli_run import GROUP, STARTUP, VARIABLE
+from nrl_patches.processes.autowrapt import GROUP, STARTUP, VARIABLE
 
 FORKS = """
 import os{imports}

@@ -11,14 +11,13 @@ import yaml
 from releases import ENVIRONMENTS
 from standins import ROOT, run
 
-from nrl_patches.matrix.command import matrix
-from nrl_patches.matrix.environments import parse_environment
+from nrl_patches.cli.matrix import matrix
+from nrl_patches.engine.registry import load
+from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.fingerprint import fingerprint
-from nrl_patches.matrix.judgement import judge
-from nrl_patches.matrix.measurement import is_declared
+from nrl_patches.matrix.names import is_declared, parse_environment
 from nrl_patches.matrix.plan import axis
-from nrl_patches.registry import load
 
 EVIDENCE = Evidence.read(COMMITTED)
 PATCHES = load().patches
@@ -76,7 +75,7 @@ def test_the_evidence_does_not_tell_where_it_was_measured():
 def test_the_evidence_is_small_and_the_picture_is_there():
     for name, most in {"matrix.json": 400_000, "matrix.svg": 300_000, "matrix.png": 300_000}.items():
         assert 10_000 < (COMMITTED.parent / name).stat().st_size < most
-    assert "nrl_patches/evidence/matrix.png" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert "nrl_patches/matrix/data/matrix.png" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_explain_quotes_the_evidence():

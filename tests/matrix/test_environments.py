@@ -16,11 +16,10 @@ from nrl_patches.matrix.environments import (
     build,
     build_part,
     declared_requirement,
-    name_environment,
-    parse_environment,
     variables,
 )
 from nrl_patches.matrix.index import IndexProblem, find_releases
+from nrl_patches.matrix.names import name_environment, parse_environment
 
 
 @pytest.fixture

@@ -4,9 +4,9 @@ import pytest
 from packaging.version import Version
 
 from nrl_patches import Patch
+from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.environments import KNOWN_GAPS
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
-from nrl_patches.matrix.judgement import judge
 from nrl_patches.matrix.plan import FLOORS
 
 ID = "standin.count"

@@ -11,8 +11,8 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from nrl_patches.matrix.picture import STYLES, Cell, Panel, css_name, declared_runs, draw, to_png, to_svg
-from nrl_patches.tripwires import Verdict
+from nrl_patches.matrix.report.picture import STYLES, Cell, Panel, css_name, declared_runs, draw, to_png, to_svg
+from nrl_patches.tripwires.run import Verdict
 
 BAD = "transformers.gemma4_kv_sharing_needs_cache"
 HOLE = "transformers.qwen_vl_checkpoint_mapping"

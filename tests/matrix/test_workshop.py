@@ -6,10 +6,10 @@ from types import SimpleNamespace
 import pytest
 from standins import run
 
-from nrl_patches.matrix import workshop
+from nrl_patches.matrix import session as workshop
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
 from nrl_patches.matrix.plan import Selection, Task
-from nrl_patches.matrix.workshop import NotOursError, Workshop, disk_usage
+from nrl_patches.matrix.session import NotOursError, Workshop, disk_usage
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "nrl-patches": "0.1.0"}
 
@@ -156,7 +156,7 @@ def test_what_another_machine_measured_may_lie_alone_in_the_folder_if_that_is_wh
 KILLED_AT_EACH_STEP = """
     import itertools, os, signal, sys, tempfile
     from pathlib import Path
-    from nrl_patches.matrix.workshop import Workshop
+    from nrl_patches.matrix.session import Workshop
 
     def opened(folder):
         with Workshop(folder, [], 1).open():

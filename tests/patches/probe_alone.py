@@ -9,7 +9,7 @@ import json
 import sys
 
 import nrl_patches
-from nrl_patches.registry import load
+from nrl_patches.engine.registry import load
 
 seen = load().patches[sys.argv[1]].observe()
 status = nrl_patches.status()[sys.argv[1]]

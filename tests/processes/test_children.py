@@ -223,10 +223,10 @@ def test_replaced_once_and_again_when_the_module_is_executed_again(copy):
 import multiprocessing.spawn as spawn, importlib
 before = spawn.get_preparation_data
 import nrl_patches
-from nrl_patches.children import cover_children
+from nrl_patches.front_door import cover
 ours = spawn.get_preparation_data
 assert ours is not before
-cover_children("1", dict, (), strict=False)
+cover(spawn)
 importlib.reload(nrl_patches)
 assert spawn.get_preparation_data is ours
 importlib.reload(spawn)
@@ -313,17 +313,18 @@ def without_the_package(copy):
 
 
 def test_a_child_that_cannot_import_the_package_says_so_and_goes_on(copy):
-    main = "import nrl_patches\nos.rename('nrl_patches', 'gone')\nchild('spawn')"
+    main = "import nrl_patches\nnrl_patches.status()\nos.rename('nrl_patches', 'gone')\nchild('spawn')"
     (told,), done = children(copy, main, PYTHONPATH=without_the_package(copy))
     assert told == {"count": 1, "activated_by": None}
     (line,) = done.stderr.splitlines()
     assert "expected nrl_patches as in its parent process; found" in line
-    assert f"{sys.executable}, where importing it raised ImportError: not for this interpreter; next step: " in line
+    assert f"found ImportError: not for this interpreter; next step: install nrl-patches for {sys.executable}; " in line
 
 
 def test_and_fails_under_strict(copy):
     main = """
 import nrl_patches
+nrl_patches.status()
 os.rename("nrl_patches", "gone")
 process = multiprocessing.get_context("spawn").Process(target=print)
 process.start()

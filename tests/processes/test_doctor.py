@@ -12,7 +12,7 @@ from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__
-from nrl_patches.doctor import check_interpreter, check_vllm_plugins
+from nrl_patches.processes.doctor import check_interpreter, check_vllm_plugins
 
 
 def doctor(copy, *args, **environ):
@@ -40,8 +40,8 @@ def _installed(copy, monkeypatch):
     # The metadata of the environment, which the copy shares, may be of another version than this checkout.
     text = f"Metadata-Version: 2.1\nName: nrl-patches\nVersion: {__version__}\n"
     copy.write(f"nrl_patches-{__version__}.dist-info/METADATA", text)
-    plugin = "[vllm.general_plugins]\nnrl-patches = nrl_patches_startup:vllm_plugin\n"
-    startup = "[nrl_patches.startup]\nvllm = nrl_patches_startup:startup\n"
+    plugin = "[vllm.general_plugins]\nnrl-patches = nrl_patches_hosts.vllm:plugin\n"
+    startup = "[nrl_patches.startup]\nvllm = nrl_patches_hosts.startup:startup\n"
     copy.write(f"nrl_patches-{__version__}.dist-info/entry_points.txt", plugin + startup)
     monkeypatch.delenv("VIRTUAL_ENV", raising=False)
     monkeypatch.delenv("VLLM_PLUGINS", raising=False)
@@ -222,7 +222,7 @@ def test_a_source_tree_that_is_not_installed(copy):
     code = """
 import importlib.metadata, json, sys
 importlib.metadata.entry_points = lambda group: ()
-from nrl_patches.doctor import check_entry_points
+from nrl_patches.processes.doctor import check_entry_points
 (finding,) = check_entry_points()
 print(finding)
 """
@@ -232,7 +232,7 @@ print(finding)
 
 def test_an_environment_without_the_package(copy, installed):
     # A worker's environment does not see the path of this process.
-    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches import doctor\n"
+    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches.processes import doctor\n"
     asked = f"print(*doctor.check_interpreter({str(installed)!r}, {{}}), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", script + asked], capture_output=True, text=True, check=True, cwd="/", timeout=60

@@ -110,13 +110,13 @@ def test_one_who_starts_us_and_is_gone_before_we_have_looked(copy):
     # The end of the pipe is then seen, and not waited for.
     code = """
 import os, sys, tempfile
-from nrl_patches import launch
+from nrl_patches.processes import launch
 launch._BOOTSTRAP = ("slow.py", *launch._BOOTSTRAP)
 with tempfile.TemporaryFile() as output:
     with launch.start_code("open('reached', 'w')", [], streams=(output, output)) as process:
         os._exit(0)
 """
-    copy.write("nrl_patches/slow.py", "import os, time\nopen('slow', 'w').close()\ntime.sleep(0.5)\n")
+    copy.write("nrl_patches/processes/slow.py", "import os, time\nopen('slow', 'w').close()\ntime.sleep(0.5)\n")
     done = copy.python("-c", code)
     assert done.returncode == 0, done.stderr
     wait_for((copy.folder / "slow").exists)

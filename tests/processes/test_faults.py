@@ -14,7 +14,7 @@ from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__
-from nrl_patches.running import look_into
+from nrl_patches.processes.inspection import look_into
 
 AUDIT = """
 import os, sys
@@ -113,6 +113,7 @@ def test_a_child_killed_in_the_middle_of_activation(audited, moment):
     audited.patch(**({"fix": DOOMED + ADD_ONE} if moment.endswith("installed") else {"more": DOOMED}))
     main = """
 import nrl_patches
+nrl_patches.status()
 os.environ["DOOMED"] = "1"
 doomed = Child()
 doomed.process.join()
@@ -192,20 +193,20 @@ def other(request):
 
 
 ENTRY = """
-import nrl_patches_startup as startup
+from nrl_patches_hosts import door, ray, startup, vllm
 from standin.core import count
-startup.{entry}(*{args})
-print(count(), bool(startup.failure))
+{call}
+print(count(), bool(door.failure))
 """
 
 
-@pytest.mark.parametrize(("entry", "args"), [("vllm_plugin", ()), ("ray_worker", ()), ("startup", (None,))])
-def test_another_python_that_lacks_what_we_need(audited, other, entry, args):
-    done = audited.python("-c", ENTRY.format(entry=entry, args=args), python=other)
+@pytest.mark.parametrize("call", ["vllm.plugin()", "ray.worker()", "startup.startup(None)"])
+def test_another_python_that_lacks_what_we_need(audited, other, call):
+    done = audited.python("-c", ENTRY.format(call=call), python=other)
     assert done.stdout == "1 True\n", done.stderr
     (line,) = done.stderr.splitlines()
     assert ": expected to be imported; found ModuleNotFoundError: No module named " in line
-    strict = audited.python("-c", ENTRY.format(entry=entry, args=args), python=other, NRL_PATCHES_STRICT="1")
+    strict = audited.python("-c", ENTRY.format(call=call), python=other, NRL_PATCHES_STRICT="1")
     assert strict.returncode == 1
 
 
@@ -215,7 +216,7 @@ def test_another_python_that_has_it(audited, other, tmp_path_factory):
     pip = [sys.executable, "-m", "pip", "install", "--quiet", "--python-version", minor, "--only-binary=:all:"]
     subprocess.run([*pip, "--target", folder, "wrapt>=2", "packaging>=22"], check=True, capture_output=True)
     path = os.pathsep.join([str(audited.folder), str(folder)])
-    done = audited.python("-c", ENTRY.format(entry="ray_worker", args=()), python=other, PYTHONPATH=path)
+    done = audited.python("-c", ENTRY.format(call="ray.worker()"), python=other, PYTHONPATH=path)
     assert (done.stdout, done.stderr) == ("2 False\n", "")
 
 
@@ -228,19 +229,21 @@ def test_a_worker_with_the_interpreter_of_another_environment(audited, tmp_path_
     assert done.stderr == ""
 
 
-def test_the_package_upgraded_while_the_job_runs(audited):
+@pytest.mark.parametrize("waiting", [False, True])
+def test_the_package_upgraded_while_the_job_runs(audited, waiting):
     upgraded = Copy(audited.write("next/empty", "").parent)
     upgraded.patch(fix=ADD_ONE.replace("+ 1", "+ 10"))
     init = upgraded.folder / "nrl_patches" / "__init__.py"
     init.write_text(init.read_text().replace(__version__, "9.9"))
-    main = """
+    main = f"""
 import nrl_patches
+{"" if waiting else "nrl_patches.status()"}
 print("ready", flush=True)
 sys.stdin.readline()
 child = Child()
 told = child.told()
 from standin.core import count
-print(json.dumps({**told, "own": count(), "own version": nrl_patches.__version__}), flush=True)
+print(json.dumps(told | dict(own=count(), own_version=nrl_patches.__version__)), flush=True)
 sys.stdin.readline()
 child.end()
 """
@@ -256,8 +259,8 @@ child.end()
     process.stdin.write("\n")
     process.stdin.flush()
     told = json.loads(process.stdout.readline())
-    # Each process is of one piece: the old one goes on with what it has loaded, the new one has the new version.
-    assert (told["own"], told["own version"]) == (2, __version__)
+    # The old process goes on with what it has loaded; if that was not all, it says so. The new one has the new version.
+    assert (told["own"], told["own_version"]) == (11 if waiting else 2, __version__)
     assert (told["count"], told["version"]) == (11, "9.9")
     (record,) = look_into(told["pid"]).records
     (note,) = record["notes"]
@@ -265,7 +268,10 @@ child.end()
     assert note.startswith(f"process {told['pid']}: {expected}")
     _, stderr = process.communicate("\n", timeout=60)
     assert process.returncode == 0
-    assert stderr.splitlines() == [note]
+    lines = stderr.splitlines()
+    if waiting:
+        assert "put there before the first target was imported here; next step: restart the job" in lines.pop(0)
+    assert lines == [note]
 
 
 def test_half_an_upgrade(audited):
@@ -273,7 +279,11 @@ def test_half_an_upgrade(audited):
     broken = "import os\nif os.environ.get('HALF'):\n    raise ImportError('cannot import name')\n"
     errors = audited.folder / "nrl_patches" / "errors.py"
     errors.write_text(broken + errors.read_text().replace("from __future__ import annotations\n", ""))
-    main = f"import nrl_patches\nos.environ['HALF'] = '1'\n{ONE}"
+    main = f"import nrl_patches\nnrl_patches.status()\nos.environ['HALF'] = '1'\n{ONE}"
     (told,), done = job(audited, main)
-    assert (told["count"], told["version"]) == (1, None)
-    assert "importing it raised ImportError: cannot import name; next step: " in done.stderr
+    assert told["count"] == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith(
+        "nrl_patches (multiprocessing): expected to be imported; found ImportError: cannot import name"
+    )
+    assert line.endswith("; this process runs without any patch")

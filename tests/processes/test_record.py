@@ -14,8 +14,8 @@ import pytest
 from package_copy import Copy
 
 from nrl_patches import __version__
-from nrl_patches.record import NAME
-from nrl_patches.running import Running, _content_of, _has_mapped, descendants, look_into
+from nrl_patches.hosts.door import RECORD
+from nrl_patches.processes.inspection import Running, _content_of, _has_mapped, descendants, look_into
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")
 
@@ -51,8 +51,8 @@ def told(pid):
 
 
 def state(pid):
-    (status,) = told(pid)["statuses"]
-    return status["state"]
+    statuses = told(pid)["statuses"]
+    return statuses[0]["state"] if statuses else "waiting"
 
 
 def asked(copy, *args):
@@ -72,7 +72,7 @@ def test_it_follows_every_change(copy):
         step()
     """
     with job(copy, code) as process:
-        for expected in ("pending", "applied", "disabled", "applied"):
+        for expected in ("waiting", "applied", "disabled", "applied"):
             assert line(process) == "next"
             assert state(process.pid) == expected
             process.stdin.write("\n")
@@ -118,7 +118,7 @@ def test_what_the_process_finds_out_when_it_looks(copy):
 
 def test_what_has_not_been_decided_yet(copy):
     copy.patch("absent", affected="absent<2", target="absent.core:count", opt_out="NRL_DISABLE_ABSENT")
-    with job(copy, textwrap.dedent(STEP) + "step()\nnrl_patches.status()\nstep()") as process:
+    with job(copy, textwrap.dedent(STEP) + "nrl_patches._activation\nstep()\nnrl_patches.status()\nstep()") as process:
         before, after = ({s["id"]: (s["state"], s["reason"]) for s in r["statuses"]} for r in steps(process))
     assert before == {
         "standin.absent": ("pending", "not decided yet: waits for the import of absent.core"),
@@ -167,7 +167,7 @@ def test_what_is_found_while_another_thread_changes_it(copy):
 
 def test_a_patch_file_that_cannot_be_loaded(copy):
     copy.write("nrl_patches/patches/standin/broken.py", "raise KeyError('mine')\n")
-    with job(copy, "import nrl_patches") as process:
+    with job(copy, "import nrl_patches; nrl_patches.status()") as process:
         line(process)
         found = {status["id"]: status for status in told(process.pid)["statuses"]}
         assert found["standin.broken"]["state"] == "failed"
@@ -206,7 +206,7 @@ def test_a_shorter_record_leaves_nothing_of_a_longer_one(copy):
 
 @pytest.mark.parametrize("text", ['{"change": 2, "pid": 1, "statuses": [], "complete": 1}', '{"change": 2, "pi'])
 def test_the_middle_of_a_change_is_not_told(copy, text):
-    code = f"os.write(os.memfd_create({NAME!r}), {text.encode()!r})"
+    code = f"os.write(os.memfd_create({RECORD!r}), {text.encode()!r})"
     with job(copy, code) as process:
         line(process)
         assert look_into(process.pid).records == ()
@@ -231,7 +231,7 @@ STRANGE = {
 
 @pytest.mark.parametrize("text", STRANGE.values(), ids=STRANGE)
 def test_a_record_that_is_not_of_our_making(copy, text):
-    code = f"fd = os.memfd_create({NAME!r})\nopen(fd, 'w', closefd=False).write(sys.stdin.readline())"
+    code = f"fd = os.memfd_create({RECORD!r})\nopen(fd, 'w', closefd=False).write(sys.stdin.readline())"
     with job(copy, code) as process:
         process.stdin.write(f"{text}\n")
         process.stdin.flush()
@@ -247,14 +247,14 @@ def test_a_record_that_is_not_of_our_making(copy, text):
 def test_a_process_that_has_more_to_say_than_anybody_should_read(copy):
     code = f"""
         for _ in range(20):  # {"x" * 100_000}
-            os.write(os.memfd_create({NAME!r}), {(WHOLE % ("", "")).encode()!r})
+            os.write(os.memfd_create({RECORD!r}), {(WHOLE % ("", "")).encode()!r})
     """
     with job(copy, code) as process:
         line(process)
         found = look_into(process.pid)
         assert (len(found.records), len(found.command) <= 4096) == (16, True)
     # Sparse: it costs that process nothing.
-    code = f"os.ftruncate(os.memfd_create({NAME!r}), 3 << 30)"
+    code = f"os.ftruncate(os.memfd_create({RECORD!r}), 3 << 30)"
     with job(copy, code) as process:
         line(process)
         tracemalloc.start()
@@ -282,7 +282,7 @@ def test_what_is_mapped_is_found_across_the_parts_that_are_read(tmp_path):
 def test_what_is_in_a_record_beside_what_is_ours_is_not_told(copy):
     deep = '"x": ' + "[" * 500 + "]" * 500
     status = '{"id": "x", "state": "applied", "reason": "", "notes": [], %s}' % deep  # noqa: UP031 - braces
-    with job(copy, f"os.write(os.memfd_create({NAME!r}), {(WHOLE % (status, f'{deep},')).encode()!r})") as process:
+    with job(copy, f"os.write(os.memfd_create({RECORD!r}), {(WHOLE % (status, f'{deep},')).encode()!r})") as process:
         line(process)
         assert asked(copy, "--json", "--pid", process.pid).returncode == 0
 
@@ -329,7 +329,7 @@ FORK = """
 def test_a_forked_child_has_its_own(copy):
     with job(copy, FORK) as process:
         child = int(line(process))
-        assert (state(process.pid), state(child)) == ("pending", "applied")
+        assert (state(process.pid), state(child)) == ("waiting", "applied")
         assert told(child)["pid"] == child
         assert descendants(process.pid) == [child]
         done = asked(copy, "--children", "--pid", process.pid)
@@ -341,24 +341,24 @@ def test_a_forked_child_of_the_same_number(copy):
     # As in another namespace.
     with job(copy, f"os.getpid = lambda: 1\n{textwrap.dedent(FORK)}") as process:
         child = int(line(process))
-        assert (state(process.pid), state(child)) == ("pending", "applied")
+        assert (state(process.pid), state(child)) == ("waiting", "applied")
 
 
 def test_what_the_parent_does_after_a_fork_is_not_told_of_the_child(copy):
     code = FORK.replace("import standin.core", "").replace("print(pid", "import standin.core\n    print(pid")
     with job(copy, code) as process:
         child = int(line(process))
-        assert (state(process.pid), state(child)) == ("applied", "pending")
+        assert (state(process.pid), state(child)) == ("applied", "waiting")
 
 
 def test_a_fork_that_python_does_not_notice(copy):
     unnoticed = FORK.replace("os.fork()", "__import__('ctypes').CDLL(None).fork()")
     with job(copy, unnoticed) as process:
         child = int(line(process))
-        assert (state(process.pid), state(child)) == ("pending", "applied")
+        assert (state(process.pid), state(child)) == ("waiting", "applied")
     with job(copy, unnoticed.replace("import standin.core", "")) as process:
         child = int(line(process))
-        (note,) = told(child)["notes"]
+        _, note = told(child)["notes"]
         assert note == (
             f"this is the record of process {process.pid}: the process was forked from it unnoticed by Python"
         )
@@ -368,7 +368,7 @@ def test_a_program_that_closes_every_file(copy):
     # As daemons do. The number then belongs to a file of theirs, into which we must not write.
     code = f"""
         import nrl_patches
-        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {NAME!r} in os.path.realpath(f"/proc/self/fd/{{f}}"))
+        fd = next(int(f) for f in os.listdir("/proc/self/fd") if {RECORD!r} in os.path.realpath(f"/proc/self/fd/{{f}}"))
         os.closerange(3, 100)
         stranger = os.open("precious", os.O_RDWR | os.O_CREAT)
         os.dup2(stranger, fd)
@@ -396,7 +396,7 @@ def test_a_program_that_closes_every_file(copy):
 def test_it_takes_the_place_of_no_standard_stream(copy, broken):
     if broken:
         copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
-    code = "os.close(2)\nimport nrl_patches_startup\nnrl_patches_startup.vllm_plugin()"
+    code = "os.close(2)\nimport standin, nrl_patches_hosts.vllm\nnrl_patches_hosts.vllm.plugin()"
     with job(copy, f"{code}\nprint(os.path.exists('/proc/self/fd/2'))") as process:
         assert line(process) == "False"
         assert line(process) == "there"
@@ -535,7 +535,7 @@ def test_two_copies_in_one_process(copy, tmp_path):
 
 def test_an_import_that_fails_is_told_by_the_entry_point(copy):
     copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
-    code = "import logging, nrl_patches_startup\nnrl_patches_startup.vllm_plugin()\nnrl_patches_startup.vllm_plugin()"
+    code = "import logging, standin, nrl_patches_hosts.vllm as host\nhost.plugin()\nhost.plugin()"
     with job(copy, code) as process:
         line(process)
         record = told(process.pid)
@@ -551,7 +551,9 @@ def test_an_import_that_fails_is_told_by_the_entry_point(copy):
 
 def test_a_forked_child_shares_the_failed_import(copy):
     copy.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
-    code = FORK.replace("import nrl_patches\n", "import nrl_patches_startup\n    nrl_patches_startup.vllm_plugin()\n")
+    code = FORK.replace(
+        "import nrl_patches\n", "import standin, nrl_patches_hosts.vllm\n    nrl_patches_hosts.vllm.plugin()\n"
+    )
     with job(copy, code.replace("import standin.core", "")) as process:
         record = told(int(line(process)))
         assert record["failure"]
@@ -563,10 +565,12 @@ def test_a_spawned_child_tells_of_its_failed_import(copy):
 import multiprocessing, os, sys
 
 def child(connection):
+    import standin
     connection.recv()
 
 if __name__ == "__main__":
     import nrl_patches
+    nrl_patches.status()
     open("nrl_patches/errors.py", "w").write("raise KeyError('half an upgrade')")
     context = multiprocessing.get_context("spawn")
     theirs, ours = context.Pipe()
@@ -581,9 +585,9 @@ if __name__ == "__main__":
     with job(copy, f"import runpy\nrunpy.run_path({str(script)!r}, run_name='__main__')") as process:
         child = int(line(process))
         deadline = time.monotonic() + 60
-        while not (found := look_into(child)).records and time.monotonic() < deadline:
+        while not all("failure" in r for r in look_into(child).records or [{}]) and time.monotonic() < deadline:
             time.sleep(0.05)
-        (record,) = found.records
+        record = told(child)
         assert record["activated_by"] == "multiprocessing"
         assert record["failure"].rstrip().endswith("KeyError: 'half an upgrade'")
         process.stdin.write("\n")
@@ -591,9 +595,9 @@ if __name__ == "__main__":
         assert line(process) == "there"
 
 
-@pytest.mark.parametrize("entry", ["vllm_plugin()", "ray_worker()", "startup(None)"])
+@pytest.mark.parametrize("entry", ["vllm.plugin()", "ray.worker()", "startup.startup(None)"])
 def test_an_error_that_says_what_to_do_is_logged_as_it_is(copy, entry):
-    code = f"import nrl_patches_startup\ntry:\n    nrl_patches_startup.{entry}\nexcept Exception:\n    pass"
+    code = f"from nrl_patches_hosts import ray, startup, vllm\ntry:\n    {entry}\nexcept Exception:\n    pass"
     done = copy.python("-c", code, NRL_PATCHES_STRICT="1", NRL_PATCHES_DISABLE="typo")
     (line,) = done.stderr.splitlines()
     assert line.startswith("NRL_PATCHES_DISABLE: expected ")

@@ -14,7 +14,7 @@ import pytest
 from releases import results, run_on
 from standins import ROOT
 
-from nrl_patches.registry import load
+from nrl_patches.engine.registry import load
 
 GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 GROUP = "nrl_patches.startup"
@@ -24,8 +24,8 @@ GROUP = "nrl_patches.startup"
 def covered(copy):
     """The copy, with its stand-in among the packages that autowrapt calls back for."""
     copy.write("beside-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: beside\nVersion: 1.0\n")
-    copy.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:startup\n")
-    startup = copy.folder / "nrl_patches" / "startup" / "sitecustomize.py"
+    copy.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_hosts.startup:startup\n")
+    startup = copy.folder / "nrl_patches" / "hosts" / "startup" / "sitecustomize.py"
     startup.write_text(startup.read_text().replace('"transformers", ', '"transformers", "standin", '))
     return copy
 
@@ -101,9 +101,9 @@ def test_without_a_sitecustomize_of_the_user(covered):
 def test_nested(covered):
     shown = ("sh", "-c", "echo $PYTHONPATH")
     once = run(covered, *shown, PYTHONPATH=f"{covered.folder}::/other").stdout
-    assert once == f"{covered.folder}/nrl_patches/startup:{covered.folder}::/other\n"
+    assert once == f"{covered.folder}/nrl_patches/hosts/startup:{covered.folder}::/other\n"
     inner = run(covered, sys.executable, "-m", "nrl_patches", "run", "--", *shown).stdout
-    assert inner == f"{covered.folder}/nrl_patches/startup:{covered.folder}\n"
+    assert inner == f"{covered.folder}/nrl_patches/hosts/startup:{covered.folder}\n"
 
 
 def test_arguments_input_and_exit_code_pass_through(covered):
@@ -204,7 +204,7 @@ def test_an_environment_without_autowrapt_is_fine_where_nothing_is_to_be_patched
 
 
 def test_a_failing_import_fails_the_target_under_strict_only(covered):
-    program = f"import nrl_patches_startup\n{COUNT}\nprint(nrl_patches_startup.failure.splitlines()[-1])"
+    program = f"from nrl_patches_hosts import door\n{COUNT}\nprint(door.failure.splitlines()[-1])"
     script = covered.write("program.py", program)
     environ = covered.environ(AUTOWRAPT_BOOTSTRAP=GROUP)  # As `run` leaves it; it could not be imported itself.
     covered.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
@@ -232,19 +232,19 @@ for attempt in range(2):
 @pytest.mark.parametrize("value", ["0", " Off "])
 def test_off_imports_nothing_of_ours(covered, value):
     program = """
-import nrl_patches_startup, standin, sys
-nrl_patches_startup.vllm_plugin()
+import nrl_patches_hosts.vllm, standin, sys
+nrl_patches_hosts.vllm.plugin()
 print(sorted(sys.modules.keys() & {"nrl_patches", "wrapt"}))
 """
     # The package itself may be broken then; `run` could not be executed.
     environ = {"AUTOWRAPT_BOOTSTRAP": GROUP, "NRL_PATCHES": value, "NRL_PATCHES_STRICT": "1"}
-    path = os.pathsep.join([str(covered.folder / "nrl_patches" / "startup"), str(covered.folder)])
+    path = os.pathsep.join([str(covered.folder / "nrl_patches" / "hosts" / "startup"), str(covered.folder)])
     done = covered.python("-c", program, PYTHONPATH=path, **environ)
     assert done.stdout == "[]\n", done.stderr
 
 
 def test_a_failing_registration_fails_the_target_under_strict_only(covered):
-    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:renamed\n")
+    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_hosts.startup:renamed\n")
     lenient = run(covered, sys.executable, "-c", COUNT)
     assert lenient.stdout == "1\n"
     (line,) = lenient.stderr.splitlines()
@@ -254,7 +254,7 @@ def test_a_failing_registration_fails_the_target_under_strict_only(covered):
 
 @pytest.mark.parametrize("closing", ["exec 2>&-", ":"])
 def test_a_failing_registration_that_cannot_be_told_fails_nothing(covered, closing):
-    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_startup:renamed\n")
+    covered.write("beside-1.0.dist-info/entry_points.txt", f"[{GROUP}]\nstandin = nrl_patches_hosts.startup:renamed\n")
     code = f"import sys; sys.stderr and sys.stderr.close(); {COUNT}"
     done = run(covered, "sh", "-c", f'{closing}; exec "$@"', "-", sys.executable, "-c", code)
     assert (done.returncode, done.stdout) == (0, "1\n"), done.stderr
@@ -367,7 +367,7 @@ def test_the_group_names_the_packages_of_all_targets():
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]
     named = {line.partition(" = ")[0] for line in section.splitlines()}
     assert named == {fix.module.partition(".")[0] for patch in load() for fix in patch.fixes}
-    startup = (ROOT / "nrl_patches" / "startup" / "sitecustomize.py").read_text()
+    startup = (ROOT / "nrl_patches" / "hosts" / "startup" / "sitecustomize.py").read_text()
     assert f"PACKAGES = {tuple(sorted(named))}".replace("'", '"') in startup
 
 
@@ -376,12 +376,12 @@ def test_loading_an_entry_point_imports_nothing_else(copy):
     code = """
 import sys
 before = set(sys.modules)
-import nrl_patches_startup
+import nrl_patches_hosts.ray, nrl_patches_hosts.startup, nrl_patches_hosts.vllm
 print(sorted(set(sys.modules) - before - {"__future__", "typing"} - set(sys.builtin_module_names)))
 """
     done = copy.python("-S", "-c", code)
     new = set(ast.literal_eval(done.stdout))
-    assert "nrl_patches_startup" in new, done.stderr
+    assert "nrl_patches_hosts.vllm" in new, done.stderr
     assert not {name for name in new if name.partition(".")[0] in {"nrl_patches", "wrapt", "json", "logging"}}
 
 

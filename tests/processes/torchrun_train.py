@@ -54,15 +54,15 @@ def main():
     package = sys.modules.get("nrl_patches")
     before = package.activated_by if package else None
     import nrl_patches
-    from nrl_patches.patches.transformers import _kv_sharing
+    from nrl_patches.patches._shared import kv_sharing
 
     patch = nrl_patches._activation.registry.patches[f"transformers.{family}_kv_sharing_fsdp2"]
     present = patch.observe().present  # In a process group of its own, so before ours.
     distributed.init_process_group("gloo")
     report = {"activated_by": before, "present": present, "state": str(nrl_patches.status()[patch.id].state)}
-    expected = train_one_step(_kv_sharing.tiny_model(family))
+    expected = train_one_step(kv_sharing.tiny_model(family))
     try:
-        found = train_one_step(shard(_kv_sharing.tiny_model(family)))
+        found = train_one_step(shard(kv_sharing.tiny_model(family)))
         report |= {"gradients": gap(found[0], expected[0]), "parameters": gap(found[1], expected[1])}
     except KeyError as error:
         report["error"] = f"KeyError: {error}"

@@ -12,7 +12,7 @@ import torch
 from patches.nemo_automodel import cpu_for_cuda
 from ways.qwen_vl import quietly
 
-from nrl_patches.patches.transformers._qwen_vl import save_sharded
+from nrl_patches.patches._shared.qwen_vl_rules import save_sharded
 
 SPELLINGS = {
     "torch.float32": (torch.float32, torch.float32),

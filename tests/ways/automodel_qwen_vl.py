@@ -7,7 +7,7 @@ from functools import partial
 import torch
 from ways import qwen_vl
 
-from nrl_patches.patches.transformers import _qwen_vl
+from nrl_patches.patches._shared import qwen_vl_rules
 
 
 def load(family, model, *, is_peft=False):
@@ -26,12 +26,12 @@ def load(family, model, *, is_peft=False):
     checkpointing.Checkpointer(config, 0, 0, 0).load_base_model(model, torch.device("cpu"), str(folder), str(folder))
     whole = {name: t.full_tensor() if hasattr(t, "full_tensor") else t for name, t in model.state_dict().items()}
     _, expected = qwen_vl.checkpoint(family)
-    return sum(_qwen_vl.count_lost(whole, expected)) / len(expected)
+    return sum(qwen_vl_rules.count_lost(whole, expected)) / len(expected)
 
 
 def fresh(family, kind=lambda kind: kind):
     head = qwen_vl.head(family)
-    return kind(head)(_qwen_vl.tiny_model(family).config)
+    return kind(head)(qwen_vl_rules.tiny_model(family).config)
 
 
 def sharded(family):
@@ -60,7 +60,7 @@ def adapted(family):
 
 def ways():
     """Yield the name of each way and the function that goes it."""
-    for family in _qwen_vl.HEADS:
+    for family in qwen_vl_rules.HEADS:
         for name, way in {
             "by the class with the head": lambda family: load(family, fresh(family)),
             "by a subclass": lambda family: load(family, fresh(family, qwen_vl.renamed)),

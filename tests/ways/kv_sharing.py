@@ -18,7 +18,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
-from nrl_patches.patches.transformers._kv_sharing import tiny_model
+from nrl_patches.patches._shared.kv_sharing import tiny_model
 
 LAYERS = ("sliding_attention", "full_attention", "sliding_attention", "full_attention")
 """A donor and a reader of each kind."""

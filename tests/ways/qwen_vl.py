@@ -15,8 +15,8 @@ from pathlib import Path
 
 import torch
 
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 LORA = ["q_proj", "v_proj", "qkv"]
 
@@ -25,7 +25,7 @@ LORA = ["q_proj", "v_proj", "qkv"]
 def checkpoint(family):
     """Write a checkpoint in the hub's layout, once; return its folder and its tensors by the names of the modules."""
     folder = Path(tempfile.mkdtemp(prefix="nrl-patches-ways-"))
-    return folder, _qwen_vl.save_sharded(_qwen_vl.tiny_model(family), folder)
+    return folder, qwen_vl_rules.save_sharded(qwen_vl_rules.tiny_model(family), folder)
 
 
 def lost(model, family):
@@ -33,13 +33,13 @@ def lost(model, family):
     _, expected = checkpoint(family)
     below = "" if hasattr(model, "lm_head") else "model."
     total = sum(name.startswith(below) for name in expected)
-    return sum(_qwen_vl.count_lost(model.state_dict(), expected, below=below)) / total
+    return sum(qwen_vl_rules.count_lost(model.state_dict(), expected, below=below)) / total
 
 
 def head(family):
     import transformers
 
-    return getattr(transformers, _qwen_vl.HEADS[family])
+    return getattr(transformers, qwen_vl_rules.HEADS[family])
 
 
 def base(family):
@@ -105,7 +105,7 @@ def old_adapter(family):
     (out / "adapter_config.json").write_text((folder / "adapter_config.json").read_text())
     tensors = load_file(folder / "adapter_model.safetensors")
     prefix = "base_model.model."
-    old = {prefix + _qwen_vl.hub_name(name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
+    old = {prefix + qwen_vl_rules.hub_name(name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
     assert set(old) != set(tensors)
     save_file(old, out / "adapter_model.safetensors", {"format": "pt"})
     return out
@@ -148,7 +148,7 @@ def ways():
         "a subclass, with the head": lambda family: renamed(head(family)),
         "a subclass, without a head": lambda family: renamed(base(family)),
     }
-    for family in _qwen_vl.HEADS:
+    for family in qwen_vl_rules.HEADS:
         for name, door in doors.items():
             yield f"{family} by {name}", partial(quietly, partial(loaded, family, door))
         for name, way in {

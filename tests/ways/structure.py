@@ -15,7 +15,7 @@ import types
 import typing
 
 import nrl_patches
-from nrl_patches.targets import MARK
+from nrl_patches.engine.targets import MARK
 
 KINDS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.ismethod)
 NAMES = ("__name__", "__qualname__", "__module__", "__doc__", "__annotations__")

@@ -7,7 +7,7 @@ from functools import partial
 
 import torch
 
-from nrl_patches.patches.vllm._constants import CONSTANT, UNQUANTIZED
+from nrl_patches.patches._shared.dummy_load import CONSTANT, UNQUANTIZED
 
 
 def leaf():

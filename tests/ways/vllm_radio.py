@@ -11,7 +11,7 @@ from unittest import mock
 
 import torch
 
-from nrl_patches.patches.vllm._constants import UNQUANTIZED
+from nrl_patches.patches._shared.dummy_load import UNQUANTIZED
 
 BLOCKS = 2
 NAMES = ("ls{}", "ls{}.gamma", "layer_scale{}.lambda1")

@@ -21,7 +21,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,

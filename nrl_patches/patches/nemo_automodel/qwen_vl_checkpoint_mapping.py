@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
@@ -40,10 +40,10 @@ def objection_unless_asked_by_type(lookup: Callable[..., Any]) -> str | None:
     ask = getattr(inspect.unwrap(lookup), "__globals__", {}).get("get_combined_key_mapping")
     if ask is None or "model" in inspect.signature(ask).parameters:
         return "is not asked by get_combined_key_mapping, or that knows the model's class"
-    rules = _qwen_vl.registered_rules()
+    rules = qwen_vl_rules.registered_rules()
     if "qwen2_vl" in rules or "Qwen2VLForConditionalGeneration" not in rules:
         return "asks a transformers that does not keep the rules of Qwen2-VL by class"
-    return _qwen_vl.objection_unless_lookup(lookup)
+    return qwen_vl_rules.objection_unless_lookup(lookup)
 
 
 @patch.fix(
@@ -55,7 +55,7 @@ def by_class(lookup: Callable[..., Any]) -> Callable[..., Any]:
 
     def lookup_by_class(model_type: str) -> Any:
         rules = lookup(model_type)
-        return lookup(_qwen_vl.HEADS[model_type]) if rules is None and model_type in _qwen_vl.HEADS else rules
+        return lookup(qwen_vl_rules.HEADS[model_type]) if rules is None and model_type in qwen_vl_rules.HEADS else rules
 
     return lookup_by_class
 
@@ -67,8 +67,8 @@ def text_is_not_loaded() -> Observation:
     from nemo_automodel.components.checkpoint.checkpointing import Checkpointer, CheckpointingConfig
 
     with quiet(), TemporaryDirectory() as hub:
-        model = _qwen_vl.tiny_model()
-        expected = _qwen_vl.save_sharded(model, hub, files=2)
+        model = qwen_vl_rules.tiny_model()
+        expected = qwen_vl_rules.save_sharded(model, hub, files=2)
         fresh = type(model)(model.config)
         config = CheckpointingConfig(
             enabled=True,
@@ -80,6 +80,6 @@ def text_is_not_loaded() -> Observation:
             is_peft=False,
         )
         Checkpointer(config, 0, 0, 0).load_base_model(fresh, torch.device("cpu"), hub, hub)
-        vision, text = _qwen_vl.count_lost(fresh.state_dict(), expected)
+        vision, text = qwen_vl_rules.count_lost(fresh.state_dict(), expected)
     # The tower alone is transformers' defect: then there are rules, and one of them is missing.
     return Observation(bool(text), {"vision_lost": vision, "text_lost": text})

@@ -18,8 +18,8 @@ from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
@@ -89,9 +89,9 @@ def adapter_is_not_loaded() -> Observation:
 
     with quiet():
         config = peft.LoraConfig(r=1, target_modules=["q_proj", "qkv"])
-        model = peft.get_peft_model(_qwen_vl.tiny_model(), config)
+        model = peft.get_peft_model(qwen_vl_rules.tiny_model(), config)
         names = [name.removeprefix(PREFIX) for name in peft.get_peft_model_state_dict(model)]
-        old = {PREFIX + _qwen_vl.hub_name(name): torch.zeros(1) for name in names}
+        old = {PREFIX + qwen_vl_rules.hub_name(name): torch.zeros(1) for name in names}
         found = transformers_weight_conversion.convert_peft_adapter_state_dict_for_transformers(model, config, old)
     lost = [name for name in names if PREFIX + name not in found]
     vision = sum("visual." in name for name in lost)

@@ -15,7 +15,7 @@ that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_carrier, _kv_projections, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 patch = Patch(
     __name__,
@@ -31,21 +31,21 @@ patch = Patch(
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
     guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
-)(_kv_carrier.hand_down_states)
+)(kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward",
     guard=lambda forward: objection_unless(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
-)(_kv_carrier.read_through_cache)
+)(kv_carrier.read_through_cache)
 
-_kv_projections.drop_from(patch, "gemma3n", "Gemma3n")
+kv_projections.drop_from(patch, "gemma3n", "Gemma3n")
 
 
 @patch.probe
 def logits_depend_on_the_cache() -> Observation:
     """Compare the logits of a tiny model with and without a cache."""
-    if _kv_sharing.before_shared_layers():
+    if kv_sharing.before_shared_layers():
         return Observation(present=False, evidence={"absent": "shared_layers of the cache"})
-    return _kv_sharing.observe_missing_cache("gemma3n")
+    return kv_sharing.observe_missing_cache("gemma3n")

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_carrier, _kv_projections, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class _DonorLayer:
 class _DonorCache:
     """What the attention takes for its cache: one that has a single layer, the donor's. A donor is its own."""
 
-    def __init__(self, carrier: _kv_carrier.SharedStates, donor: int, *, reads: bool) -> None:
+    def __init__(self, carrier: kv_carrier.SharedStates, donor: int, *, reads: bool) -> None:
         self.carrier = carrier
         self.donor = donor
         if reads:
@@ -75,15 +75,15 @@ def picks_from_cache(forward: Callable[..., Any]) -> str | None:
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
     guard=lambda forward: objection_unless(forward, parameters="self past_key_values use_cache"),
-)(_kv_carrier.hand_down_states)
+)(kv_carrier.hand_down_states)
 
 
-def cache_or_donor(attention: Any, cache: Any, carrier: _kv_carrier.SharedStates) -> Any:
+def cache_or_donor(attention: Any, cache: Any, carrier: kv_carrier.SharedStates) -> Any:
     """Return what an attention takes for its cache: the real one, or where there is none its donor's layer."""
     if cache is not None:
         return cache
     carrier.visited_by(attention.layer_idx)
-    _kv_projections.note_idle_projections(attention)
+    kv_projections.note_idle_projections(attention)
     types, own = (
         attention.config.layer_types,
         attention.config.num_hidden_layers - attention.config.num_kv_shared_layers,
@@ -95,12 +95,12 @@ def cache_or_donor(attention: Any, cache: Any, carrier: _kv_carrier.SharedStates
 @patch.fix("transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward", guard=picks_from_cache)
 def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Build an attention's forward that finds its donor where it looks for a cache that is not there."""
-    position = _kv_carrier.position_of("past_key_value", forward)
+    position = kv_carrier.position_of("past_key_value", forward)
 
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:
-        carrier = kwargs.pop(_kv_carrier.CARRIER, None)
+        carrier = kwargs.pop(kv_carrier.CARRIER, None)
         if carrier is not None:
-            args = _kv_carrier.replaced(
+            args = kv_carrier.replaced(
                 args, kwargs, position, "past_key_value", lambda cache: cache_or_donor(self, cache, carrier)
             )
         return forward(self, *args, **kwargs)
@@ -108,12 +108,12 @@ def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward_with_donor
 
 
-_kv_projections.drop_from(patch, "gemma3n", "Gemma3n")
+kv_projections.drop_from(patch, "gemma3n", "Gemma3n")
 
 
 @patch.probe
 def logits_depend_on_the_cache() -> Observation:
     """Compare the logits of a tiny model with and without a cache."""
-    if not _kv_sharing.before_shared_layers():
+    if not kv_sharing.before_shared_layers():
         return Observation(present=False, evidence={"replaced by": "shared_layers of the cache"})
-    return _kv_sharing.observe_missing_cache("gemma3n")
+    return kv_sharing.observe_missing_cache("gemma3n")

@@ -13,7 +13,7 @@ The releases in which the layers share by way of a cache only have the carrier f
 """
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_sharing
 
 patch = Patch(
     __name__,
@@ -25,10 +25,10 @@ patch = Patch(
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_REENTRANT_CHECKPOINTING_PATCH",
 )
 
-_kv_carrier.share_by_argument(patch, "gemma3n", "Gemma3n")
+kv_carrier.share_by_argument(patch, "gemma3n", "Gemma3n")
 
 
 @patch.probe
 def gradients_depend_on_checkpointing() -> Observation:
     """Compare the gradients of a tiny model with and without reentrant checkpointing."""
-    return _kv_sharing.observe_reentrant("gemma3n")
+    return kv_sharing.observe_reentrant("gemma3n")

@@ -9,7 +9,7 @@ Remove when: no supported release is older than transformers 5.23.0, whose mappi
 """
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_sharing
 
 patch = Patch(
     __name__,
@@ -18,10 +18,10 @@ patch = Patch(
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_CPU_OFFLOAD_PATCH",
 )
 
-_kv_carrier.share_by_argument(patch, "gemma4", "Gemma4")
+kv_carrier.share_by_argument(patch, "gemma4", "Gemma4")
 
 
 @patch.probe
 def layers_with_copies_share_nothing() -> Observation:
     """Run a tiny model whose layers get copies of all mappings."""
-    return _kv_sharing.observe_copied_mappings("gemma4")
+    return kv_sharing.observe_copied_mappings("gemma4")

@@ -9,7 +9,7 @@ Remove when: no supported release is older than transformers 5.9.0.
 """
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_sharing
 
 patch = Patch(
     __name__,
@@ -21,10 +21,10 @@ patch = Patch(
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_FSDP2_PATCH",
 )
 
-_kv_carrier.share_by_argument(patch, "gemma4", "Gemma4", guard=_kv_carrier.objection_unless_plain_dict)
+kv_carrier.share_by_argument(patch, "gemma4", "Gemma4", guard=kv_carrier.objection_unless_plain_dict)
 
 
 @patch.probe
 def sharded_layers_share_nothing() -> Observation:
     """Run a tiny model with sharded layers on one gloo rank."""
-    return _kv_sharing.observe_fsdp2("gemma4")
+    return kv_sharing.observe_fsdp2("gemma4")

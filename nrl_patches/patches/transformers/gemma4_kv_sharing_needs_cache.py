@@ -14,7 +14,7 @@ that nobody uses any more, for which DDP would wait.
 """
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _kv_carrier, _kv_projections, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 patch = Patch(
     __name__,
@@ -30,19 +30,19 @@ patch = Patch(
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextModel.forward",
     guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
-)(_kv_carrier.hand_down_states)
+)(kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextAttention.forward",
     guard=lambda forward: objection_unless(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
-)(_kv_carrier.read_through_cache)
+)(kv_carrier.read_through_cache)
 
-_kv_projections.drop_from(patch, "gemma4", "Gemma4")
+kv_projections.drop_from(patch, "gemma4", "Gemma4")
 
 
 @patch.probe
 def logits_depend_on_the_cache() -> Observation:
     """Compare the logits of a tiny model with and without a cache."""
-    return _kv_sharing.observe_missing_cache("gemma4")
+    return kv_sharing.observe_missing_cache("gemma4")

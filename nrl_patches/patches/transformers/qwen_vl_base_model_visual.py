@@ -17,8 +17,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
@@ -30,7 +30,7 @@ patch = Patch(
 
 def moves_tower(rules: Any) -> bool:
     """Whether the rules take the tower away from where the checkpoint rightly has it."""
-    return bool(rules) and _qwen_vl.renamed(rules, "model.visual.x") != "model.visual.x"
+    return bool(rules) and qwen_vl_rules.renamed(rules, "model.visual.x") != "model.visual.x"
 
 
 def objection_unless_tower_may_move(lookup: Callable[..., Any]) -> str | None:
@@ -40,7 +40,7 @@ def objection_unless_tower_may_move(lookup: Callable[..., Any]) -> str | None:
     constants = getattr(getattr(inspect.unwrap(build), "__code__", None), "co_consts", ()) if build else ()
     if not any("Qwen2VLModel" in (name if isinstance(name, tuple) else (name,)) for name in constants):
         return "is built without a rule for Qwen2VLModel"
-    return _qwen_vl.objection_unless_lookup(lookup)
+    return qwen_vl_rules.objection_unless_lookup(lookup)
 
 
 @patch.fix(
@@ -52,8 +52,12 @@ def leave_tower(lookup: Callable[..., Any]) -> Callable[..., Any]:
 
     def lookup_leaving_tower(model_type: str) -> Any:
         rules = lookup(model_type)
-        if model_type in _qwen_vl.HEADS_OF_BASES and _qwen_vl.is_shipped(model_type, rules) and moves_tower(rules):
-            return _qwen_vl.text_rules(lookup(_qwen_vl.HEADS_OF_BASES[model_type])) or rules
+        if (
+            model_type in qwen_vl_rules.HEADS_OF_BASES
+            and qwen_vl_rules.is_shipped(model_type, rules)
+            and moves_tower(rules)
+        ):
+            return qwen_vl_rules.text_rules(lookup(qwen_vl_rules.HEADS_OF_BASES[model_type])) or rules
         return rules
 
     return lookup_leaving_tower
@@ -65,8 +69,8 @@ def tower_gets_lost() -> Observation:
     from transformers import AutoModel
 
     with quiet(), TemporaryDirectory() as directory:
-        expected = _qwen_vl.save_sharded(_qwen_vl.tiny_model(), directory, files=2, rename=str)
+        expected = qwen_vl_rules.save_sharded(qwen_vl_rules.tiny_model(), directory, files=2, rename=str)
         model = AutoModel.from_pretrained(directory)
-    vision, text = _qwen_vl.count_lost(model.state_dict(), expected, below="model.")
+    vision, text = qwen_vl_rules.count_lost(model.state_dict(), expected, below="model.")
     # Releases before 5.4.0 know nothing of that layout, and lose the text as well.
     return Observation(bool(vision and not text), {"vision_lost": vision, "text_lost": text})

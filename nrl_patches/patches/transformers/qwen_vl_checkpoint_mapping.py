@@ -21,8 +21,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
@@ -39,13 +39,13 @@ patch = Patch(
 
 def objection_unless_incomplete(lookup: Callable[..., Any]) -> str | None:
     """Guard: one of the two rules is missing."""
-    rules = _qwen_vl.registered_rules()
+    rules = qwen_vl_rules.registered_rules()
     by_type = rules.get("qwen2_vl")
-    without_tower = by_type and _qwen_vl.renamed(by_type, "visual.x") == "visual.x"
+    without_tower = by_type and qwen_vl_rules.renamed(by_type, "visual.x") == "visual.x"
     without_base = "Qwen2VLForConditionalGeneration" in rules and "Qwen2VLModel" not in rules
     if not (without_tower or without_base):
         return "lacks no rule of Qwen2-VL"
-    return _qwen_vl.objection_unless_lookup(lookup)
+    return qwen_vl_rules.objection_unless_lookup(lookup)
 
 
 @patch.fix(
@@ -59,13 +59,13 @@ def complete(lookup: Callable[..., Any]) -> Callable[..., Any]:
         from transformers.core_model_loading import WeightRenaming
 
         rules = lookup(model_type)
-        if model_type in _qwen_vl.HEADS and _qwen_vl.is_shipped(model_type, rules):
-            if _qwen_vl.renamed(rules, "visual.x") != "visual.x":
+        if model_type in qwen_vl_rules.HEADS and qwen_vl_rules.is_shipped(model_type, rules):
+            if qwen_vl_rules.renamed(rules, "visual.x") != "visual.x":
                 return rules
             return [*rules, WeightRenaming(source_patterns="^visual", target_patterns="model.visual")]
-        if model_type in _qwen_vl.HEADS_OF_BASES and rules is None:
+        if model_type in qwen_vl_rules.HEADS_OF_BASES and rules is None:
             # Without the rule for the tower: inside the head these rules see names below "model.", where it is right.
-            return _qwen_vl.text_rules(lookup(_qwen_vl.HEADS_OF_BASES[model_type])) or None
+            return qwen_vl_rules.text_rules(lookup(qwen_vl_rules.HEADS_OF_BASES[model_type])) or None
         return rules
 
     return lookup_complete
@@ -78,12 +78,12 @@ def names_get_lost() -> Observation:
     from transformers import AutoModel
 
     with quiet(), TemporaryDirectory() as saved, TemporaryDirectory() as hub:
-        model = _qwen_vl.tiny_model()
+        model = qwen_vl_rules.tiny_model()
         model.save_pretrained(saved)
         with safe_open(Path(saved) / "model.safetensors", "pt") as file:
             names = set(file.keys())
-        expected = _qwen_vl.save_sharded(model, hub, files=2)
-        vision, text = _qwen_vl.count_lost(AutoModel.from_pretrained(hub).state_dict(), expected, below="model.")
+        expected = qwen_vl_rules.save_sharded(model, hub, files=2)
+        vision, text = qwen_vl_rules.count_lost(AutoModel.from_pretrained(hub).state_dict(), expected, below="model.")
     # The hub has no model.visual, and the layout of the modules themselves no model.layers.
     mixed = (
         sum(n.startswith("model.visual.") for n in names) if any(n.startswith("model.layers.") for n in names) else 0

@@ -20,8 +20,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
@@ -48,7 +48,7 @@ def base_of(model: Any) -> str | None:
     registered = getattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", None)
     if registered is None:  # Before 5.13.0 nobody keeps account of them.
         there = conversion_mapping._checkpoint_conversion_mapping_cache or ()
-        registered = set(there).difference(_qwen_vl.shipped_rules())
+        registered = set(there).difference(qwen_vl_rules.shipped_rules())
     if not registered.isdisjoint({kind.__name__, model_type}):
         return None
     lookup = conversion_mapping.get_checkpoint_conversion_mapping
@@ -90,7 +90,9 @@ for _ask in ("get_model_conversion_mapping", "extract_weight_conversions_for_mod
     patch.fix(f"transformers.conversion_mapping:{_ask}", guard=objection_unless_by_name)(by_base)
 
 
-@patch.fix("transformers.conversion_mapping:get_checkpoint_conversion_mapping", guard=_qwen_vl.objection_unless_lookup)
+@patch.fix(
+    "transformers.conversion_mapping:get_checkpoint_conversion_mapping", guard=qwen_vl_rules.objection_unless_lookup
+)
 def for_base(lookup: Callable[..., Any]) -> Callable[..., Any]:
     """Build the lookup that answers for the base, with what other patches answer for it."""
 
@@ -109,8 +111,8 @@ def for_base(lookup: Callable[..., Any]) -> Callable[..., Any]:
 def subclass_is_not_loaded() -> Observation:
     """Load a tiny checkpoint in the hub's layout into a subclass of the class that it is made of."""
     with quiet(), TemporaryDirectory() as hub:
-        model = _qwen_vl.tiny_model()
-        expected = _qwen_vl.save_sharded(model, hub, files=2)
+        model = qwen_vl_rules.tiny_model()
+        expected = qwen_vl_rules.save_sharded(model, hub, files=2)
         mine: Any = type("Mine", (type(model),), {})
-        vision, text = _qwen_vl.count_lost(mine.from_pretrained(hub).state_dict(), expected)
+        vision, text = qwen_vl_rules.count_lost(mine.from_pretrained(hub).state_dict(), expected)
     return Observation(bool(vision or text), {"vision_lost": vision, "text_lost": text})

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.vllm import _constants
+from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
     import torch
@@ -58,7 +58,7 @@ def keep_constants(load_weights: Callable[..., Any]) -> Callable[..., Any]:
     """Build a dummy load that leaves constants alone."""
 
     def load_weights_but_constants(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _constants.hidden_constants(model):
+        with dummy_load.hidden_constants(model):
             return load_weights(self, model, *args, **kwargs)
 
     return load_weights_but_constants
@@ -73,4 +73,4 @@ def dummy_load_overwrites_a_constant() -> Observation:
     loader = DummyModelLoader(LoadConfig(load_format="dummy"))
     if not hasattr(loader, "load_weights"):  # 0.9.0: the module is there, but load_model does it all.
         return Observation(present=False, evidence={"absent": "DummyModelLoader.load_weights"})
-    return _constants.observe(lambda model: loader.load_weights(model, _constants.UNQUANTIZED))
+    return dummy_load.observe(lambda model: loader.load_weights(model, dummy_load.UNQUANTIZED))

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.vllm import _constants
+from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
     import torch
@@ -43,7 +43,7 @@ def keep_constants(fill: Callable[..., Any]) -> Callable[..., Any]:
     """Build a fill that leaves constants alone."""
 
     def fill_but_constants(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        with _constants.hidden_constants(model):
+        with dummy_load.hidden_constants(model):
             return fill(model, *args, **kwargs)
 
     return fill_but_constants
@@ -58,4 +58,4 @@ def dummy_load_overwrites_a_constant() -> Observation:
     loader = get_model_loader(LoadConfig(load_format="dummy"))
     if hasattr(loader, "load_weights"):
         return Observation(present=False, evidence={"replaced by": "DummyModelLoader.load_weights"})
-    return _constants.observe(sys.modules[type(loader).__module__].initialize_dummy_weights)
+    return dummy_load.observe(sys.modules[type(loader).__module__].initialize_dummy_weights)

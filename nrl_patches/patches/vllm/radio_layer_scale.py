@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches.vllm import _constants
+from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
     import torch
@@ -136,7 +136,7 @@ def layer_scale_is_noise_or_lost() -> Observation:
     pixels = {"input_scale": 1.0, "norm_mean": [0.5], "norm_std": [0.5]}  # For 0.11.0, which normalises in the tower.
     with mock.patch.object(radio, "RadioInternVisionModel", inner):
         tower = radio.RadioModel(SimpleNamespace(teachers=None, **pixels))
-    DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(tower, _constants.UNQUANTIZED)
+    DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(tower, dummy_load.UNQUANTIZED)
     tower.load_weights([("radio_model.model.blocks.0.ls2.gamma", torch.tensor([0.5]))])
     seen = {name: getattr(tower.model.encoder.layers[0], name).item() for name in ("ls1", "ls2")}
     return Observation(seen != {"ls1": 1.0, "ls2": 0.5}, seen)

@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cpu_for_cuda
 
 import nrl_patches
-from nrl_patches.patches.transformers._quiet import quiet
-from nrl_patches.registry import load
+from nrl_patches.engine.registry import load
+from nrl_patches.patches._shared.quiet import quiet
 
 PATCH = "nemo_automodel.dtype_keyword"
 

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 import cpu_for_cuda
 
 import nrl_patches  # noqa: F401 - the patch is what is tested
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared.quiet import quiet
 
 STEPS = 200
 LEARNING_RATE = 3e-5  # of the size that policies are trained with

@@ -23,8 +23,8 @@ import cpu_for_cuda
 import dtype_doors
 
 import nrl_patches
-from nrl_patches.patches.transformers._quiet import quiet
-from nrl_patches.patches.transformers._qwen_vl import save_sharded
+from nrl_patches.patches._shared.quiet import quiet
+from nrl_patches.patches._shared.qwen_vl_rules import save_sharded
 
 REQUESTS = {
     "float32": {"torch_dtype": torch.float32},

@@ -20,8 +20,8 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_for_cuda
 
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 RANKS = 2
 
@@ -54,7 +54,7 @@ def load(auto_model, folder, family):
     sharded = [hasattr(parameter, "full_tensor") for parameter in model.parameters()]
     found = {n: t.full_tensor() if hasattr(t, "full_tensor") else t for n, t in model.state_dict().items()}
     return {
-        "lost": _qwen_vl.count_lost(found, expected),
+        "lost": qwen_vl_rules.count_lost(found, expected),
         "sharded": sum(sharded),
         "parameters": len(sharded),
         "class": type(model).__name__,
@@ -75,7 +75,7 @@ def rank_main(rank, folder, port):
     distributed.init_process_group("gloo", rank=rank, world_size=RANKS)
     auto_model = cpu_for_cuda.install()
     with quiet():
-        found = {family: load(auto_model, Path(folder), family) for family in _qwen_vl.HEADS}
+        found = {family: load(auto_model, Path(folder), family) for family in qwen_vl_rules.HEADS}
     found["status"] = {i: str(s.state) for i, s in nrl_patches.status().items() if "qwen" in i}
     gathered = [None] * RANKS
     distributed.all_gather_object(gathered, found)
@@ -90,7 +90,9 @@ if __name__ == "__main__":
         free.bind(("127.0.0.1", 0))
         free_port = free.getsockname()[1]
     with quiet(), tempfile.TemporaryDirectory() as made:
-        for kind in _qwen_vl.HEADS:
+        for kind in qwen_vl_rules.HEADS:
             (Path(made) / kind).mkdir()
-            torch.save(_qwen_vl.save_sharded(_qwen_vl.tiny_model(kind), Path(made) / kind), Path(made) / f"{kind}.pt")
+            torch.save(
+                qwen_vl_rules.save_sharded(qwen_vl_rules.tiny_model(kind), Path(made) / kind), Path(made) / f"{kind}.pt"
+            )
         multiprocessing.spawn(rank_main, (made, free_port), nprocs=RANKS)

@@ -16,8 +16,8 @@ import transformers
 from nemo_automodel.components.checkpoint import checkpointing, conversion_mapping
 
 import nrl_patches
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 CPU = torch.device("cpu")
 
@@ -45,43 +45,43 @@ def on_meta(kind, config):
 
 
 def qwen_vl(family, folder, *, tied=False):
-    model = _qwen_vl.tiny_model(family, tied=tied)
-    expected = _qwen_vl.save_sharded(model, folder)
-    return _qwen_vl.count_lost(load(on_meta(type(model), model.config), folder), expected)
+    model = qwen_vl_rules.tiny_model(family, tied=tied)
+    expected = qwen_vl_rules.save_sharded(model, folder)
+    return qwen_vl_rules.count_lost(load(on_meta(type(model), model.config), folder), expected)
 
 
 def module_names(folder):
     """A checkpoint that has the names of the modules needs no rule."""
-    model = _qwen_vl.tiny_model()
-    expected = _qwen_vl.save_sharded(model, folder, rename=str)
-    return _qwen_vl.count_lost(load(on_meta(type(model), model.config), folder), expected)
+    model = qwen_vl_rules.tiny_model()
+    expected = qwen_vl_rules.save_sharded(model, folder, rename=str)
+    return qwen_vl_rules.count_lost(load(on_meta(type(model), model.config), folder), expected)
 
 
 def text_only(folder):
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
     config = transformers.Qwen2Config(**sizes, num_key_value_heads=2, vocab_size=16, tie_word_embeddings=False)
     model = transformers.Qwen2ForCausalLM(config)
-    expected = _qwen_vl.save_sharded(model, folder, rename=str)
-    return _qwen_vl.count_lost(load(type(model)(config), folder), expected)
+    expected = qwen_vl_rules.save_sharded(model, folder, rename=str)
+    return qwen_vl_rules.count_lost(load(type(model)(config), folder), expected)
 
 
 def lora(folder):
     """The base weights are loaded, the adapter's stay what they were."""
     from nemo_automodel.components._peft.lora import PeftConfig, apply_lora_to_linear_modules
 
-    model = _qwen_vl.tiny_model()
-    expected = _qwen_vl.save_sharded(model, folder)
+    model = qwen_vl_rules.tiny_model()
+    expected = qwen_vl_rules.save_sharded(model, folder)
     fresh = type(model)(model.config)
     apply_lora_to_linear_modules(fresh, PeftConfig(target_modules=["*q_proj", "*v_proj"], dim=2))
     adapter = {name: weight for name, weight in fresh.named_parameters() if "lora_" in name}
     before = {name: weight.detach().clone() for name, weight in adapter.items()}
-    lost = _qwen_vl.count_lost(load(fresh, folder, is_peft=True), expected)
+    lost = qwen_vl_rules.count_lost(load(fresh, folder, is_peft=True), expected)
     return {"lost": lost, "adapter": len(before), "kept": sum(torch.equal(before[n], w) for n, w in adapter.items())}
 
 
 def answers():
     """What Automodel's checkpointing gets to hear, by model type."""
-    types = sorted({*transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES, *_qwen_vl.HEADS})
+    types = sorted({*transformers.models.auto.configuration_auto.CONFIG_MAPPING_NAMES, *qwen_vl_rules.HEADS})
     return {t: checkpointing.get_combined_key_mapping(t, None) for t in types}
 
 

@@ -15,8 +15,8 @@ from torch import distributed
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
 import nrl_patches  # noqa: F401 - the patches are what is tested
-from nrl_patches.patches.transformers import _kv_sharing
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import kv_sharing
+from nrl_patches.patches._shared.quiet import quiet
 
 TOKENS = torch.arange(1, 49).view(2, 24)
 
@@ -42,8 +42,8 @@ def gradients(model):
 def outcome(family, where):
     from nemo_automodel.components.distributed import parallelizer
 
-    expected = gradients(_kv_sharing.tiny_model(family))
-    model = _kv_sharing.tiny_model(family)
+    expected = gradients(kv_sharing.tiny_model(family))
+    model = kv_sharing.tiny_model(family)
     same = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
     strategy = parallelizer.DefaultParallelizationStrategy()
     model = strategy.parallelize(model, where, mp_policy=same, activation_checkpointing=True)

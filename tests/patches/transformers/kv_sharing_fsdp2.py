@@ -20,7 +20,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 import nrl_patches  # noqa: F401 - the patches are what is tested
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches._shared import kv_sharing
 
 RANKS = 2
 WAYS = ("off", "enabled", "reentrant", "wrapped", "ddp", "ddp enabled", "ddp reentrant")
@@ -59,8 +59,8 @@ def distributed_data_parallel(model, checkpointing):
 
 
 def worst(family, checkpointing):
-    expected = gradients(_kv_sharing.tiny_model(family))
-    model = _kv_sharing.tiny_model(family)
+    expected = gradients(kv_sharing.tiny_model(family))
+    model = kv_sharing.tiny_model(family)
     try:
         if checkpointing.startswith("ddp"):
             found = distributed_data_parallel(model, checkpointing)

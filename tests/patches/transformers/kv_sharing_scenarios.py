@@ -18,7 +18,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from transformers import DynamicCache
 
 import nrl_patches
-from nrl_patches.patches.transformers import _kv_sharing
+from nrl_patches.patches._shared import kv_sharing
 
 TOKENS = torch.randint(1, 64, (2, 24), generator=torch.Generator().manual_seed(1))
 PADDING = torch.ones_like(TOKENS).index_fill(1, torch.arange(5), 0)
@@ -27,7 +27,7 @@ PACKED = torch.cat([torch.arange(10), torch.arange(14)]).view(1, -1)
 
 
 def build(family, weights, **changes):
-    model = _kv_sharing.tiny_model(family, **changes)
+    model = kv_sharing.tiny_model(family, **changes)
     if weights.exists():
         missing, unexpected = model.load_state_dict(torch.load(weights), strict=False)
         own = ("k_proj", "v_proj", "k_norm", "v_norm")
@@ -173,7 +173,7 @@ def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier
 
         sizes = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "head_dim": 16}
         vision = Gemma4VisionConfig(**sizes, num_attention_heads=2, num_key_value_heads=2)
-        text = _kv_sharing.tiny_model(family).config
+        text = kv_sharing.tiny_model(family).config
         whole = Gemma4ForConditionalGeneration(Gemma4Config(text_config=text, vision_config=vision)).eval()
         with torch.no_grad():
             return whole(TOKENS, use_cache=True).logits - whole(TOKENS, use_cache=False).logits

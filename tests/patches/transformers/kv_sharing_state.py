@@ -17,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.profiler import ProfilerActivity, profile
 
 import nrl_patches  # noqa: F401 - the patches are what is tested
-from nrl_patches.patches.transformers import _kv_carrier, _kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_sharing
 
 TOKENS = torch.arange(1, 49).view(2, 24)
 
@@ -34,7 +34,7 @@ def wrap(model, kind):
 
 def peak_of_a_step(family, kind=None):
     """In bytes, counted from the allocator's own events: the same in every run."""
-    model = _kv_sharing.tiny_model(family, hidden_size=128, head_dim=64, intermediate_size=256).train()
+    model = kv_sharing.tiny_model(family, hidden_size=128, head_dim=64, intermediate_size=256).train()
     if kind is not None:
         wrap(model, kind)
     tokens = TOKENS.repeat(2, 4) % 64
@@ -59,7 +59,7 @@ def alive(kind):
 
 
 def growth(family, steps, *, reentrant=False):
-    model = _kv_sharing.tiny_model(family).train()
+    model = kv_sharing.tiny_model(family).train()
     if reentrant:
         wrap(model, CheckpointImpl.REENTRANT)
     for _ in range(3):
@@ -72,7 +72,7 @@ def growth(family, steps, *, reentrant=False):
 
 def threads_agree(family):
     tokens = [TOKENS, TOKENS.flip(1) % 64]
-    models = [_kv_sharing.tiny_model(family).train() for _ in tokens]
+    models = [kv_sharing.tiny_model(family).train() for _ in tokens]
     for model, own in zip(models, tokens, strict=True):
         step(model, own)
     alone = [[p.grad for p in model.parameters()] for model in models]
@@ -103,6 +103,6 @@ if __name__ == "__main__":
         "growth": growth(family, steps),
         "growth_reentrant": growth(family, steps // 10, reentrant=True),
         "threads_agree": threads_agree(family),
-        "carriers": alive((_kv_carrier.SharedStates, _kv_carrier.CacheView, _kv_carrier.CarriedGradients)),
+        "carriers": alive((kv_carrier.SharedStates, kv_carrier.CacheView, kv_carrier.CarriedGradients)),
     }
     print(json.dumps(found))

@@ -19,14 +19,14 @@ from transformers import conversion_mapping
 from transformers.conversion_mapping import get_checkpoint_conversion_mapping as copied_by_name
 
 import nrl_patches
-from nrl_patches.patches.transformers import _qwen_vl
-from nrl_patches.patches.transformers._quiet import quiet
+from nrl_patches.patches._shared import qwen_vl_rules
+from nrl_patches.patches._shared.quiet import quiet
 
 LOOKUP = "get_checkpoint_conversion_mapping"
 
 
 def mixed_name(name):
-    return name if "visual." in name else _qwen_vl.hub_name(name)
+    return name if "visual." in name else qwen_vl_rules.hub_name(name)
 
 
 def layout(folder):
@@ -46,16 +46,16 @@ def layout(folder):
 
 def lost(kind, folder, expected):
     below = "" if kind.__name__.endswith("Generation") else "model."
-    return _qwen_vl.count_lost(kind.from_pretrained(folder).state_dict(), expected, below=below)
+    return qwen_vl_rules.count_lost(kind.from_pretrained(folder).state_dict(), expected, below=below)
 
 
 def family(name, folder):
-    model = _qwen_vl.tiny_model(name)
+    model = qwen_vl_rules.tiny_model(name)
     head, base = type(model), type(model.model)
     found = {}
-    for label, rename in (("hub", _qwen_vl.hub_name), ("mixed", mixed_name), ("modules", str)):
+    for label, rename in (("hub", qwen_vl_rules.hub_name), ("mixed", mixed_name), ("modules", str)):
         (folder / label).mkdir()
-        expected = _qwen_vl.save_sharded(model, folder / label, rename=rename)
+        expected = qwen_vl_rules.save_sharded(model, folder / label, rename=rename)
         found[label] = {"head": lost(head, folder / label, expected), "base": lost(base, folder / label, expected)}
     found["auto"] = type(transformers.AutoModel.from_pretrained(folder / "hub")) is base
     found["of"] = sum("visual." in n for n in expected), sum("visual." not in n for n in expected)
@@ -73,9 +73,9 @@ def family(name, folder):
         found["read_again"][label] = lost(type(writer), out, own)
         shutil.rmtree(out)
     found["subclasses"] = subclasses(head, base, folder, expected)
-    tied = _qwen_vl.tiny_model(name, tied=True)
+    tied = qwen_vl_rules.tiny_model(name, tied=True)
     (folder / "tied").mkdir()
-    found["tied"] = lost(head, folder / "tied", _qwen_vl.save_sharded(tied, folder / "tied"))
+    found["tied"] = lost(head, folder / "tied", qwen_vl_rules.save_sharded(tied, folder / "tied"))
     return found
 
 
@@ -105,7 +105,8 @@ def subclasses(head, base, folder, expected):
         layouts = ("hub", "mixed", "modules")
         models = {layout_name: kind.from_pretrained(folder / layout_name) for layout_name in layouts}
         states = {
-            layout_name: _qwen_vl.count_lost(m.state_dict(), expected, below=below) for layout_name, m in models.items()
+            layout_name: qwen_vl_rules.count_lost(m.state_dict(), expected, below=below)
+            for layout_name, m in models.items()
         }
         models["hub"].save_pretrained(folder / f"{label}.mine")
         found[label] = {**states, "saved": layout(folder / f"{label}.mine")}
@@ -139,7 +140,7 @@ def other_families():
 
 def registered(name):
     """What a subclass of Qwen2-VL gets once the user has registered a rule under a name."""
-    model = _qwen_vl.tiny_model()
+    model = qwen_vl_rules.tiny_model()
     model.__class__ = type("MineToo", (type(model),), {})
     rule = conversion_mapping.WeightRenaming(source_patterns="^theirs", target_patterns="ours")
     conversion_mapping.register_checkpoint_conversion_mapping(name, [rule])
@@ -169,7 +170,7 @@ def all_names():
     values = [value for mapping in mappings for value in mapping.values()]
     classes = {name for value in values for name in ([value] if isinstance(value, str) else value)}
     types = {model_type for mapping in mappings for model_type in mapping}
-    return types | classes | set(_qwen_vl.registered_rules()) | {"no such model"}
+    return types | classes | set(qwen_vl_rules.registered_rules()) | {"no such model"}
 
 
 def lookups():
@@ -212,7 +213,7 @@ def save_with_old_names(adapter, folder):
     folder.mkdir()
     prefix = "base_model.model."
     tensors = load_file(adapter / "adapter_model.safetensors")
-    old = {prefix + _qwen_vl.hub_name(name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
+    old = {prefix + qwen_vl_rules.hub_name(name.removeprefix(prefix)): tensor for name, tensor in tensors.items()}
     save_file(old, folder / "adapter_model.safetensors", {"format": "pt"})
     shutil.copy(adapter / "adapter_config.json", folder)
     return folder
@@ -223,8 +224,8 @@ def lora(folder):
     import peft
 
     (folder / "lora").mkdir()
-    model = _qwen_vl.tiny_model()
-    _qwen_vl.save_sharded(model, folder / "lora")
+    model = qwen_vl_rules.tiny_model()
+    qwen_vl_rules.save_sharded(model, folder / "lora")
     config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj", "qkv"], init_lora_weights=False)
     adapted = peft.get_peft_model(type(model).from_pretrained(folder / "lora"), config)
     adapted.save_pretrained(folder / "adapter")
@@ -260,11 +261,11 @@ def lora(folder):
 if __name__ == "__main__":
     with quiet(), tempfile.TemporaryDirectory() as made:
         report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i or "subclass" in i}}
-        for number, kind in enumerate(_qwen_vl.HEADS):
+        for number, kind in enumerate(qwen_vl_rules.HEADS):
             (Path(made) / str(number)).mkdir()
             report[kind] = family(kind, Path(made) / str(number))
         report["lookups"] = lookups()
-        if "ViTModel" in _qwen_vl.registered_rules():  # from 5.9.0 on: rules by class
+        if "ViTModel" in qwen_vl_rules.registered_rules():  # from 5.9.0 on: rules by class
             report["other_families"] = other_families()
             report["registered"] = [registered("MineToo"), registered("qwen2_vl")]
         if transformers.utils.is_peft_available():

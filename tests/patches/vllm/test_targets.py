@@ -4,7 +4,7 @@ import pytest
 from patches.vllm.environment import overlay_with, run
 from releases import results
 
-from nrl_patches.registry import load
+from nrl_patches.engine.registry import load
 
 STATUS = """
 import json, vllm.model_executor.model_loader.dummy_loader, vllm.model_executor.models.radio, nrl_patches

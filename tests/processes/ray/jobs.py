@@ -46,7 +46,7 @@ def look():
     """Tell what is known without importing anything."""
     activated = sys.modules.get("nrl_patches")
     status = str(activated.status()[PATCH]) if activated else "nrl_patches is not imported"
-    failure = getattr(sys.modules.get("nrl_patches_startup"), "failure", None)
+    failure = getattr(sys.modules.get("nrl_patches_hosts.door"), "failure", None)
     return {"status": status, "mine": os.environ.get("MINE"), "failure": failure}
 
 

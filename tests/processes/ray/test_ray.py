@@ -52,7 +52,7 @@ def test_a_worker_that_cannot_be_patched_runs_but_not_under_strict():
     seen = together()["refused"]
     assert seen["broken"]["status"] == UNIMPORTED
     assert ": pending (" in seen["typo"]["status"]
-    assert "Failed to execute the setup hook method, nrl_patches_startup.ray_worker" in seen["broken, strict"]
+    assert "Failed to execute the setup hook method, nrl_patches_hosts.ray.worker" in seen["broken, strict"]
     assert "import of wrapt halted" in seen["broken, strict"]
     assert "NRL_PATCHES_DISABLE: expected the id of a patch; found 'vllm.dummy_load'" in seen["typo, strict"]
 

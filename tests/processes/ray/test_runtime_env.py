@@ -4,14 +4,14 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
-import nrl_patches_startup
+import nrl_patches_hosts
 import pytest
 
 from nrl_patches import SettingsError
 from nrl_patches.ray import runtime_env
 
-NAME = "nrl_patches_startup.ray_worker"
-SENT = {"py_modules": [str(Path(nrl_patches_startup.__file__).parent)]}
+NAME = "nrl_patches_hosts.ray.worker"
+SENT = {"py_modules": [str(Path(nrl_patches_hosts.__file__).parent)]}
 FIELD = {"worker_process_setup_hook": NAME} | SENT
 VARIABLE = "__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR"
 
@@ -87,7 +87,7 @@ def test_a_setup_hook_of_the_users_is_called_after_ours(base, sandbox):
     sandbox.write("theirs.py", "import sys\ndef hook(): print('nrl_patches' in sys.modules)")
     for on, output in (("0", "False"), ("1", "True")):
         variables = found["env_vars"] | {"NRL_PATCHES": on}
-        done = sandbox.run("import nrl_patches_startup; nrl_patches_startup.ray_worker()", **variables)
+        done = sandbox.run("import nrl_patches_hosts.ray; nrl_patches_hosts.ray.worker()", **variables)
         assert done.stdout.strip() == output, done
 
 
@@ -106,5 +106,5 @@ def test_no_setup_hook_may_be_said_in_words():
 
 def test_neither_the_helper_nor_the_hook_imports_ray(sandbox):
     sandbox.write("ray/__init__.py", "raise AssertionError")
-    done = sandbox.run("import nrl_patches.ray, nrl_patches_startup; nrl_patches_startup.ray_worker()")
+    done = sandbox.run("import nrl_patches.ray, nrl_patches_hosts.ray; nrl_patches_hosts.ray.worker()")
     assert not done.stderr

@@ -14,7 +14,7 @@ def observe(_worker=None):
     if not imported:
         os.environ["NRL_PATCHES"] = "0"  # It must not be the question that patches this process.
     import nrl_patches
-    from nrl_patches.activation import default_activation
+    from nrl_patches.engine.activation import default_activation
 
     patch = default_activation().registry.patches[PATCH]
     seen = {"pid": os.getpid(), "parent": os.getppid(), "imported": imported, "present": patch.observe().present}

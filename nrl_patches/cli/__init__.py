@@ -1,0 +1,4 @@
+"""The command `nrl-patches`, one module per subcommand that needs more than a few lines.
+
+Nothing else imports it.
+"""

@@ -1,0 +1,286 @@
+"""The way of each patch in this process: opt-out, version, guard, application, undo."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import os
+import sys
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from nrl_patches.declaration import Patch
+from nrl_patches.engine import registry as registries
+from nrl_patches.engine.distributions import find_installed
+from nrl_patches.engine.drift import status_of
+from nrl_patches.engine.import_hooks import call_when_bypassed, call_when_executed, keep_first, withdraw
+from nrl_patches.engine.log import tell
+from nrl_patches.engine.module_state import is_executing, is_lazy
+from nrl_patches.engine.outcome import Outcome, give_up, settle, unapplicable
+from nrl_patches.engine.settings import Settings
+from nrl_patches.engine.slots import PROCESS_LOCK, check_removable
+from nrl_patches.engine.status import Record, State, Status
+from nrl_patches.engine.transaction import check_own, failed, remove_fixes
+from nrl_patches.engine.undone import Undone
+from nrl_patches.errors import PatchError, SettingsError, UndoError
+
+__all__ = ["Activation", "default_activation"]
+
+
+class Activation:
+    """Applies the patches of a registry as their targets are imported, and keeps what became of them.
+
+    Args:
+        registry: The patches.
+        environ: The environment variables; read once, by :meth:`start`.
+
+    Attributes:
+        on_change: Called after statuses have changed.
+        on_status: Called with what was remembered and what was found instead, whenever :meth:`status` is asked.
+    """
+
+    def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
+        self.registry = registry
+        self.on_change: Callable[[], None] = lambda: None
+        self.on_status: Callable[[list[Status], dict[str, Status]], None] = lambda _remembered, _found: None
+        self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
+        self._environ = environ
+        self._records = {patch.id: Record() for patch in registry}
+        self._started = False
+        self._refused: PatchError | None = None
+        self._awaited: set[tuple[str, str]] = set()
+
+    def start(self) -> None:
+        """Read the settings and wait for the targets of every patch that is not switched off. Acts once.
+
+        Raises:
+            PatchError: Under strict mode, whatever is wrong, at every call; no patch is applied then.
+        """
+        with PROCESS_LOCK:
+            if self._refused is not None:
+                raise self._refused
+            if self._started:
+                return
+            self._started = True
+        self.settings = Settings.read(self._environ, self.registry)
+        if self.settings.enabled:
+            call_when_bypassed(self._catch_up)
+        try:
+            self._report_problems()
+            for patch in self.registry:
+                if patch.id in self.settings.disabled:
+                    self._records[patch.id] = Record(State.DISABLED, self.settings.disabled[patch.id])
+                else:
+                    self._hook(patch)
+        except PatchError as error:
+            self._refused = error
+            for patch in self.registry:
+                self._unhook(patch)
+                remove_fixes(patch)
+            raise
+
+    def status(self) -> dict[str, Status]:
+        """Return the status of every patch as it is now, by id. Imports nothing.
+
+        A target that was imported past the import hooks (by ``exec_module``, or while somebody had put another list in
+        the place of ``sys.meta_path``) is noticed here at the latest, and its patch applied.
+        """
+        keep_first()
+        self._catch_up()
+        remembered = self.remembered()
+        statuses = {patch.id: self._status(patch) for patch in self.registry}
+        for broken in self.registry.broken:
+            trace = "".join(traceback.format_exception(broken.error))
+            statuses[broken.id] = Status(broken.id, State.FAILED, str(broken), (), trace)
+        self.on_status(remembered, statuses)
+        return dict(sorted(statuses.items()))
+
+    def remembered(self) -> list[Status]:
+        """Return every status as of its last change: cheaper than :meth:`status`, and without tracebacks."""
+        records = [(patch, self._records[patch.id]) for patch in self.registry]
+        return [Status(p.id, r.state, r.reason or f"not decided yet: {r.awaits(p)}", r.notes) for p, r in records]
+
+    def undo(self, *ids: str) -> Undone:
+        """Put back exactly what was there before the patches were applied.
+
+        What ``torch.compile`` has traced before stays as it was traced, here and in :meth:`apply`: dynamo puts no guard
+        on methods. ``torch._dynamo.reset()`` drops it.
+
+        Args:
+            ids: The patches, in any order; all applied ones if none is named.
+
+        Returns:
+            A context manager that applies them again when it is left; ignore it to leave them undone.
+
+        Raises:
+            UndoError: An id is unknown, another copy of this package applied it, or another party has patched on top;
+                nothing is undone then.
+        """
+        return self._undo(ids, "undone by nrl_patches.undo")
+
+    def _undo(self, ids: Sequence[str], reason: str) -> Undone:
+        with PROCESS_LOCK:
+            everything = [i for i, record in self._records.items() if record.done or record.holds]
+            named = [self.registry.find(patch_id) for patch_id in dict.fromkeys(ids or everything)]
+            held = [patch for patch in named if patch.id not in self.settings.disabled]
+            patches = [patch for patch in held if self._records[patch.id].state is not State.DISABLED]
+            for patch in patches:
+                check_own(patch, self._records[patch.id])
+                check_removable(patch.id, patch.fixes)
+            for patch in patches:
+                self._unhook(patch)
+                self._records[patch.id] = Record(State.DISABLED, reason, tuple(remove_fixes(patch)))
+            records = {patch.id: self._records[patch.id] for patch in held}
+            for record in records.values():
+                record.holds += 1
+            self.on_change()
+        return Undone(self._release, records)
+
+    def _release(self, records: Mapping[str, Record]) -> None:
+        with PROCESS_LOCK:
+            for record in records.values():
+                record.holds -= 1
+            # One that was applied meanwhile has another record now.
+            free = [i for i, record in records.items() if not record.holds and self._records[i] is record]
+            self._records |= {patch_id: Record() for patch_id in free}
+        self._hook_again(free)
+
+    def leave_out(self, reasons: Mapping[str, str]) -> None:
+        """Do without the patches that are off in the process that started this one.
+
+        Args:
+            reasons: Why they are off there, by id; ids that this version does not know are none of its business.
+
+        Raises:
+            UndoError: Under strict mode, of the first one that cannot be undone; all others are undone.
+        """
+        obstacles = []
+        for patch_id, reason in reasons.items():
+            if patch_id in self.registry.patches and self._records[patch_id].state is not State.DISABLED:
+                where = ", in the parent process"
+                try:
+                    self._undo([patch_id], f"{reason.removesuffix(where)}{where}")
+                except UndoError as obstacle:
+                    obstacles.append(obstacle)
+                    tell(logging.WARNING, f"off in the parent process, but still applied here: {obstacle}")
+        if obstacles and self.settings.strict:
+            raise obstacles[0]
+
+    def apply(self, *ids: str) -> None:
+        """Apply patches that were undone, now or as soon as their targets are imported, and try again what went wrong.
+
+        A patch that has drifted or failed is tried anew: what stood in its way may have gone. Why one that is named
+        here cannot be applied is said in a warning.
+
+        Args:
+            ids: The patches; all that were undone, have drifted or failed if none is named. One that a variable
+                switched off stays off.
+
+        Raises:
+            UndoError: An id is unknown.
+            PatchError: Under strict mode, whatever goes wrong.
+        """
+        self._catch_up()
+        patches = [self.registry.find(patch_id) for patch_id in ids] or list(self.registry)
+        for patch in patches:
+            record, found = self._records[patch.id], self._status(patch)
+            undone = found.state is State.DISABLED and patch.id not in self.settings.disabled
+            again = undone or found.state in {State.DRIFTED, State.FAILED}
+            with PROCESS_LOCK:
+                if again and self._records[patch.id] is record:
+                    self._records[patch.id] = Record()
+            if again:
+                self._hook_again([patch.id])
+            elif ids and found.state not in {State.APPLIED, State.PENDING}:
+                tell(logging.WARNING, unapplicable(patch, found))
+
+    def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
+        """Apply the fixes of a patch that belong to the module which has just been executed."""
+        try:  # It looks for packages, and so is not done under the lock.
+            decision = patch.affected.decide(find_installed)
+        except Exception as error:  # noqa: BLE001 - whoever stands in sys.meta_path may raise anything
+            failure = failed(patch, error)
+            outcome, record = self._settle(patch, lambda r: give_up(patch, r, failure))
+        else:
+            forced = patch.id in self.settings.forced
+            fixes = [fix for fix in patch.fixes if fix.module == name]
+            outcome, record = self._settle(patch, lambda r: settle(patch, r, fixes, module, decision, forced=forced))
+        # Nor is any of this: handlers have locks of their own, and a traceback reads source files.
+        if outcome.error is not None:
+            cause = outcome.error.__cause__
+            record.traceback = "".join(traceback.format_exception(cause)) if cause else ""
+            if self.settings.strict:
+                raise outcome.error
+        if outcome.text:
+            tell(outcome.level, outcome.text)
+        self._catch_up()
+
+    def _settle(self, patch: Patch, how: Callable[[Record], Outcome]) -> tuple[Outcome, Record]:
+        with PROCESS_LOCK:
+            record = self._records[patch.id]
+            # Another thread may have undone it since.
+            outcome = Outcome() if record.state is State.DISABLED else how(record)
+            self.on_change()
+        return outcome, record
+
+    def _catch_up(self) -> None:
+        for patch_id, name in tuple(self._awaited):
+            module = sys.modules.get(name)
+            if not isinstance(module, ModuleType) or is_executing(name) or is_lazy(module):
+                continue
+            with PROCESS_LOCK:
+                self._awaited.discard((patch_id, name))
+                patch, record = self.registry.patches[patch_id], self._records[patch_id]
+                missing = any(fix.module == name and fix.target not in record.done for fix in patch.fixes)
+                bypassed = record.state is State.PENDING and missing
+                if bypassed:
+                    record.notes += (f"{name} was imported past the import hook, and may have been used before",)
+            if bypassed:
+                self.on_executed(patch, name, module)
+
+    def _hook(self, patch: Patch) -> None:
+        for name in dict.fromkeys(fix.module for fix in patch.fixes):
+            call_when_executed(name, _Callback(self, patch, name))
+            with PROCESS_LOCK:
+                if self._records[patch.id].state is not State.DISABLED:
+                    self._awaited.add((patch.id, name))
+
+    def _hook_again(self, ids: Sequence[str]) -> None:
+        for patch_id in ids:
+            self._hook(self.registry.patches[patch_id])
+        with PROCESS_LOCK:  # What waits for its import has changed as well.
+            self.on_change()
+
+    def _unhook(self, patch: Patch) -> None:
+        for name in {fix.module for fix in patch.fixes}:
+            withdraw(_Callback(self, patch, name))
+            self._awaited.discard((patch.id, name))
+
+    def _status(self, patch: Patch) -> Status:
+        return status_of(patch, self._records[patch.id], forced=patch.id in self.settings.forced)
+
+    def _report_problems(self) -> None:
+        if self.settings.problems and self.settings.strict:
+            raise SettingsError("\n".join(self.settings.problems))
+        for problem in self.settings.problems:
+            tell(logging.WARNING, problem)
+
+
+@functools.cache
+def default_activation() -> Activation:
+    """Return the one activation of this copy of the package: all its patches, the process's own environment."""
+    return Activation(registries.load(), os.environ)
+
+
+@dataclass(frozen=True)
+class _Callback:
+    """The hook of one patch for one module; equal to any other of the same, so that it can be withdrawn."""
+
+    activation: Activation
+    patch: Patch
+    name: str
+
+    def __call__(self, module: ModuleType) -> None:
+        self.activation.on_executed(self.patch, self.name, module)

@@ -1,0 +1,219 @@
+"""Post-import hooks: call back whenever a module has finished executing.
+
+wrapt's own ``register_post_import_hook`` does not give what activation guarantees, each measured on wrapt 2.5.2 and
+kept on record in ``tests/test_hooks.py``: it fires once only (a reload or a second import goes unseen), it fires at
+once for a module that another frame is still executing, and its finder imports the parent package on the way, which
+deadlocks when that package is waiting for the thread that imports the child. This one leaves the finding to the
+finders below it and observes execution alone.
+"""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import os
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from importlib.abc import MetaPathFinder
+from importlib.machinery import ModuleSpec
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, SupportsIndex, cast
+
+import wrapt
+
+from nrl_patches.engine import meta_path
+from nrl_patches.engine.module_state import is_executing, is_lazy, namespace
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
+
+    _Proxy = wrapt.ObjectProxy[Any]  # Generic for type checkers only.
+else:
+    _Proxy = wrapt.ObjectProxy
+
+__all__ = ["Hook", "call_when_bypassed", "call_when_executed", "find_spec", "keep_first", "stand_in_for", "withdraw"]
+
+Hook = Callable[[ModuleType], None]
+
+# On the spec itself, where a second copy of this package finds them too.
+_WATCHERS = "_nrl_patches_watchers"
+
+_hooks: dict[str, list[Hook]] = {}
+_bypassed: list[Callable[[], None]] = []
+_lock = threading.Lock()
+
+
+def call_when_executed(name: str, hook: Hook) -> None:
+    """Call ``hook(module)`` each time the module ``name`` has been executed: import, second import, reload.
+
+    A module that is already there counts as executed and the hook is called at once; one that is still being executed
+    (by a frame below this one, or by another thread) is waited for without blocking. What the hook raises reaches
+    whoever imports the module.
+
+    Args:
+        name: The absolute name of the module.
+        hook: Called with the module as ``sys.modules`` holds it, in the thread that executed it. It may be called
+            more than once for one execution.
+    """
+    with _lock:
+        hooks = _hooks.setdefault(name, [])
+        if hook not in hooks:
+            hooks.append(hook)
+    keep_first()
+    module = sys.modules.get(name)
+    if not isinstance(module, ModuleType):
+        return
+    spec = namespace(module).get("__spec__")
+    if is_lazy(module):
+        _observe(spec)
+        return
+    # Watch first, then look: an execution that ends in between calls back, one that ended before is seen here.
+    if isinstance(spec, ModuleSpec) and is_executing(name):
+        spec.__dict__.setdefault(_WATCHERS, []).append(_notify)
+        if type(spec) is ModuleSpec:
+            spec.__class__ = _WatchedSpec
+    if not is_executing(name):
+        hook(module)
+
+
+def withdraw(hook: Hook) -> None:
+    """Forget a hook, for every module that it waits for."""
+    with _lock:
+        for name in [name for name, hooks in _hooks.items() if hook in hooks]:
+            _hooks[name].remove(hook)
+            if not _hooks[name]:
+                del _hooks[name]
+
+
+def call_when_bypassed(listener: Callable[[], None]) -> None:
+    """Call ``listener()`` once others have been found to have taken ``sys.meta_path`` away from the hooks.
+
+    What was imported in between was not observed. That is noticed by the next import that asks the hooks' finder, or
+    when :func:`keep_first` is called.
+    """
+    _bypassed.append(listener)
+
+
+def keep_first() -> bool:
+    """Let the import system ask the hooks' finder first, where there are hooks; see ``meta_path.put_first``."""
+    return bool(_hooks) and meta_path.put_first(_finder)
+
+
+def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None) -> ModuleSpec | None:
+    """Return what the hooks' finder finds: for one that has stood in for it, in the middle of a search."""
+    return _finder.find_spec(name, path, target)
+
+
+def stand_in_for(finder: object) -> None:
+    """Take the place of a finder that stood in ``sys.meta_path`` until there was need for the hooks."""
+    meta_path.take_away(finder, heir=_finder)
+
+
+def _notify(name: str) -> None:
+    module = sys.modules.get(name)
+    if module is not None:
+        for hook in tuple(_hooks.get(name, ())):
+            hook(module)
+
+
+def _observe(spec: ModuleSpec | None) -> None:
+    if spec is not None and hasattr(spec.loader, "exec_module") and not isinstance(spec.loader, _Loader):
+        spec.loader = cast("Loader", _Loader(spec.loader))
+
+
+class _WatchedSpec(ModuleSpec):
+    """The spec of a module whose execution began before anybody hooked it.
+
+    The import system sets ``_initializing`` to False when the execution is over, in the importing thread and before
+    it lets go of the module's lock: the one moment at which such a module can be observed.
+    """
+
+    def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Copy and pickle as what it was and will be again."""
+        state = {name: value for name, value in self.__dict__.items() if name != _WATCHERS}
+        return ModuleSpec, (self.name, self.loader), state
+
+    @property
+    def _initializing(self) -> bool:
+        return bool(self.__dict__.get("_initializing"))
+
+    @_initializing.setter
+    def _initializing(self, value: bool) -> None:
+        self.__dict__["_initializing"] = value
+        if not value:
+            self.__class__ = ModuleSpec  # type: ignore[assignment]
+            try:
+                for watcher in self.__dict__.pop(_WATCHERS, ()):
+                    watcher(self.name)
+            except BaseException:
+                sys.modules.pop(self.name, None)  # As after any import that failed: the next one starts anew.
+                raise
+
+
+class _Loader(_Proxy):
+    """Stands in for a module's loader until the module is executed."""
+
+    def exec_module(self, module: ModuleType) -> None:
+        """Put the loader itself back where others look for it, let it execute the module, then notify."""
+        spec: Any = namespace(module).get("__spec__")
+        if spec is not None and spec.loader is self:
+            spec.loader = self.__wrapped__
+        if namespace(module).get("__loader__") is self:
+            namespace(module)["__loader__"] = self.__wrapped__
+        self.__wrapped__.exec_module(module)
+        if isinstance(self.__wrapped__, importlib.util.LazyLoader):
+            _observe(spec)
+        else:
+            _notify(namespace(module)["__name__"] if spec is None else spec.name)
+
+    def __copy__(self) -> _Loader:
+        """Copy the loader itself; the copy is observed as well."""
+        return _Loader(copy.copy(self.__wrapped__))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Loader:
+        """Copy the loader itself; the copy is observed as well."""
+        return _Loader(copy.deepcopy(self.__wrapped__, memo))
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
+        """Pickle as the loader itself: where it is unpickled, nobody needs to have this package."""
+        return self.__wrapped__.__reduce_ex__(protocol)  # type: ignore[no-any-return]
+
+
+class _Finder(MetaPathFinder):
+    """Asks the finders below it, and observes what they found where somebody waits for it."""
+
+    def __init__(self) -> None:
+        self._asking = threading.local()
+
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
+        """Return the spec that the finders below return, its loader observed; None where nobody waits."""
+        if keep_first():
+            for listener in tuple(_bypassed):
+                listener()
+        # A finder below that starts over at the top of sys.meta_path, as wrapt's does, meets this one again.
+        if fullname not in _hooks or getattr(self._asking, "name", None) == fullname:
+            return None
+        self._asking.name = fullname
+        try:
+            spec = _first_spec(self, fullname, path, target)
+        finally:
+            self._asking.name = None
+        _observe(spec)
+        return spec
+
+
+def _first_spec(above: _Finder, fullname: str, path: Any, target: ModuleType | None) -> ModuleSpec | None:
+    finders = list(sys.meta_path)
+    for finder in finders[finders.index(above) + 1 :]:
+        find_spec = getattr(finder, "find_spec", None)
+        spec = find_spec(fullname, path, target) if find_spec is not None else None
+        if spec is not None:
+            return spec  # type: ignore[no-any-return]
+    return None
+
+
+_finder = _Finder()
+os.register_at_fork(before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release)

@@ -1,0 +1,74 @@
+"""``sys.meta_path``, with finders that are asked first whatever others do to the list. Imports next to nothing."""
+
+from __future__ import annotations
+
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+__all__ = ["put_first", "take_away"]
+
+_KEPT_FIRST = "_nrl_patches_finders"  # On the list itself, where a second copy of this package finds it too.
+
+
+class _MetaPath(list):  # type: ignore[type-arg]
+    """``sys.meta_path`` as a list like any other, which the import system iterates from the kept finders on.
+
+    Others put their finders in front of ours at any time, typeguard for one, and theirs answer before ours is asked.
+    Ours then must be first without moving: who inserts at 0 pops at 0 later. So the order in the list is everybody's
+    own affair, and only the iteration, which is all that the import system does, begins with those that are kept first.
+    """
+
+    def __init__(self, finders: list[Any], first: object) -> None:
+        super().__init__(finders)
+        self._nrl_patches_finders = [first]
+
+    def __iter__(self) -> Iterator[Any]:
+        """Iterate over the finders, each once, those that are kept first before all others."""
+        kept = tuple(self._nrl_patches_finders)
+        yield from kept
+        first = {id(finder) for finder in kept}
+        yield from (finder for finder in super().__iter__() if id(finder) not in first)
+
+
+def put_first(finder: object) -> bool:
+    """Let the import system ask a finder before all others, whatever others do to ``sys.meta_path``.
+
+    Args:
+        finder: The finder.
+
+    Returns:
+        Whether it was otherwise: for the first time, or since somebody put another list in the place of this one.
+    """
+    # Without a lock: this runs in imports, and those run wherever the garbage collector calls a finalizer.
+    there: Any = sys.meta_path
+    kept = getattr(there, _KEPT_FIRST, None)
+    if there is None or (kept is not None and finder in kept):  # None: the interpreter shuts down.
+        return False
+    if kept is not None:
+        kept.append(finder)
+    else:
+        listed = list(there)
+        sys.meta_path = _MetaPath(listed if finder in listed else [finder, *listed], finder)
+    return True
+
+
+def take_away(finder: object, heir: object = None) -> None:
+    """Let the import system no longer ask a finder.
+
+    Args:
+        finder: The finder.
+        heir: One that takes its place, if it is among those that are asked first: before another copy's, or after it.
+    """
+    there: Any = sys.meta_path
+    for listed in (getattr(there, _KEPT_FIRST, None), there):
+        if listed is None or finder not in list.__iter__(listed):
+            continue
+        if heir in list.__iter__(listed):
+            listed.remove(heir)
+            listed[list.index(listed, finder)] = heir
+        else:
+            listed.remove(finder)

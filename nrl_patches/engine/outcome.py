@@ -1,0 +1,104 @@
+"""What becomes of a patch once a module with a target of it has been executed, and what is to be said of it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from types import ModuleType
+
+from nrl_patches.declaration import Fix, Patch
+from nrl_patches.engine.affected import Answer, Decision
+from nrl_patches.engine.slots import slot_of
+from nrl_patches.engine.status import Record, State, Status
+from nrl_patches.engine.targets import MismatchError
+from nrl_patches.engine.transaction import apply_fixes, block, drifted, failed
+from nrl_patches.errors import DriftedError, PatchError, explain_problem
+
+__all__ = ["UNAFFECTED", "Outcome", "give_up", "settle", "unapplicable"]
+
+UNAFFECTED = {Answer.NO: State.NOT_AFFECTED, Answer.NOT_INSTALLED: State.NOT_INSTALLED}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What is left to do when the lock is free again.
+
+    Attributes:
+        level: One of logging's, for the text.
+        text: What the user should read; empty if that is nothing, or nothing new.
+        error: What went wrong, for strict mode.
+    """
+
+    level: int = logging.INFO
+    text: str = ""
+    error: PatchError | None = None
+
+
+def settle(
+    patch: Patch, record: Record, fixes: Sequence[Fix], module: ModuleType, decision: Decision, *, forced: bool
+) -> Outcome:
+    """Apply the fixes of a patch that belong to a module, if the patch is to be applied. Called under PROCESS_LOCK.
+
+    Args:
+        patch: The patch.
+        record: Its record, which is kept up to date.
+        fixes: Those of its fixes that belong to the module.
+        module: The module.
+        decision: What the versions say.
+        forced: Whether they are to be ignored.
+    """
+    if decision.answer in UNAFFECTED and not forced:
+        record.state, record.reason = UNAFFECTED[decision.answer], decision.reason
+        return Outcome()
+    try:
+        notes = apply_fixes(patch, fixes, module)
+    except MismatchError as mismatch:
+        if decision.answer is not Answer.UNDECIDED or forced:
+            return give_up(patch, record, drifted(patch, mismatch, decision))
+        record.state, record.reason = State.NOT_AFFECTED, f"{decision.reason}; the guard decided: {mismatch.found}"
+        return Outcome()
+    except Exception as error:  # noqa: BLE001 - a fix may raise anything; the host's import must go on
+        return give_up(patch, record, failed(patch, error))
+    again = all(fix.target in record.done for fix in fixes)
+    record.done.update(fix.target for fix in fixes)
+    record.notes = tuple(dict.fromkeys((*record.notes, *notes)))
+    if len(record.done) < len(patch.fixes):
+        return Outcome()
+    reason = _why(decision, forced=forced)
+    record.state, record.reason, record.traceback = State.APPLIED, reason, ""
+    return Outcome(text="" if again else f"applied {patch.id}: {'; '.join((reason, *record.notes))}")
+
+
+def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
+    """Note that a patch cannot be applied. Called under PROCESS_LOCK."""
+    state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
+    told = (record.state, record.reason) == (state, str(error))
+    notes = []
+    record.done = {fix.target for fix in patch.fixes if slot_of(patch.id, fix) is not None}
+    if record.done:
+        notes.append(f"still in place, under somebody else's patch: {', '.join(sorted(record.done))}")
+    record.state, record.reason = state, str(error)
+    if patch.required:
+        try:
+            block(patch, str(error))
+        except Exception as obstacle:  # noqa: BLE001 - a target that cannot even be blocked must not end the import
+            notes.append(f"its target could not be blocked: {type(obstacle).__name__}: {obstacle}")
+    record.notes = tuple(dict.fromkeys((*record.notes, *notes)))
+    level = logging.ERROR if patch.required else logging.WARNING
+    return Outcome(level, "" if told else f"{state}: {error}", error)
+
+
+def unapplicable(patch: Patch, status: Status) -> str:
+    """Return the message that tells why a patch that somebody wants applied is not."""
+    if status.state is State.DISABLED:
+        expected, step = "a patch that is not switched off", "take that back, and start the process anew"
+    else:
+        expected, step = "a release with the defect", f"nothing; NRL_PATCHES_FORCE={patch.id} applies it all the same"
+    return explain_problem(patch.id, expected=expected, found=f"{status.state}: {status.reason}", next_step=step)
+
+
+def _why(decision: Decision, *, forced: bool) -> str:
+    if decision.answer is Answer.YES:
+        return decision.reason
+    return f"{decision.reason}; {'forced by NRL_PATCHES_FORCE' if forced else 'the guard decided: the defect is there'}"

@@ -1,0 +1,113 @@
+"""Which patches exist: found by walking the package, never listed by hand."""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from nrl_patches.declaration import Patch
+from nrl_patches.errors import DeclarationError, UndoError, explain_problem
+
+__all__ = ["RETIRED", "Broken", "Registry", "load"]
+
+RETIRED: Mapping[str, str] = {}
+"""Tombstones: the id of each patch whose file was deleted, and since when and why nobody needs it.
+
+One that names the variable which switched the patch off lets that explain itself as well.
+"""
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A patch file that could not be loaded.
+
+    Attributes:
+        id: The id that the patch would have.
+        file: The file.
+        error: What went wrong.
+    """
+
+    id: str
+    file: str
+    error: Exception
+
+    def __str__(self) -> str:
+        """Return what is wrong, with the file."""
+        return f"{self.id}: cannot be loaded: {self.file}: {type(self.error).__name__}: {self.error}"
+
+
+@dataclass(frozen=True)
+class Registry:
+    """All patches by id, the files that could not be loaded, and the tombstones.
+
+    Attributes:
+        patches: The patches, by id, sorted.
+        broken: The files that could not be loaded.
+        retired: See :data:`RETIRED`.
+    """
+
+    patches: Mapping[str, Patch]
+    broken: tuple[Broken, ...] = ()
+    retired: Mapping[str, str] = field(default_factory=lambda: RETIRED)
+
+    def __iter__(self) -> Iterator[Patch]:
+        """Iterate over the patches in the order of their ids."""
+        return iter(self.patches.values())
+
+    def find(self, patch_id: str) -> Patch:
+        """Return the patch of that id.
+
+        Raises:
+            UndoError: There is none, or none that could be loaded.
+        """
+        if patch_id in self.patches:
+            return self.patches[patch_id]
+        broken = [str(broken) for broken in self.broken if broken.id == patch_id]
+        found = self.retired.get(patch_id, "; ".join(broken) or "no patch of that name")
+        step = "`nrl-patches list` shows every id"
+        raise UndoError(explain_problem(patch_id, expected="the id of a patch", found=found, next_step=step))
+
+
+def load(package: ModuleType | None = None) -> Registry:
+    """Import every patch file of a package and return the patches.
+
+    A file that cannot be loaded is reported in the registry: the host's import must survive it, this project's own
+    tests must not.
+
+    Args:
+        package: Where to look, ``nrl_patches.patches`` by default. Modules and folders whose name begins with an
+            underscore hold what several patches share.
+    """
+    if package is None:
+        package = importlib.import_module("nrl_patches.patches")
+    found = [_load(name, file, package.__name__) for name, file in sorted(_patch_modules(package))]
+    patches = {patch.id: patch for patch in found if isinstance(patch, Patch)}
+    return Registry(dict(sorted(patches.items())), tuple(broken for broken in found if isinstance(broken, Broken)))
+
+
+def _load(name: str, file: str, package: str) -> Patch | Broken:
+    try:
+        return _patch_of(importlib.import_module(name))
+    except Exception as error:  # noqa: BLE001 - whatever a file raises, the others must still load
+        return Broken(name.removeprefix(f"{package}."), file, error)
+
+
+def _patch_modules(package: ModuleType) -> Iterator[tuple[str, str]]:
+    for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+        below = module.name.removeprefix(package.__name__)
+        if not module.ispkg and "._" not in below:
+            folder = getattr(module.module_finder, "path", "")
+            yield module.name, f"{folder}/{module.name.rpartition('.')[2]}.py"
+
+
+def _patch_of(module: ModuleType) -> Patch:
+    patch = getattr(module, "patch", None)
+    if not isinstance(patch, Patch):
+        raise DeclarationError(f"{module.__file__}: does not define `patch`, an instance of nrl_patches.Patch")
+    if patch.module != module.__name__:
+        raise DeclarationError(f"{module.__file__}: the first argument of Patch must be __name__, not {patch.module!r}")
+    patch.check()
+    return patch

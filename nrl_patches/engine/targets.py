@@ -1,0 +1,162 @@
+"""Where a target is, whether it is what its fix was written for, and what the guards of the patches look at."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import CodeType, FunctionType, ModuleType
+from typing import Any, NamedTuple
+
+import wrapt
+
+from nrl_patches.declaration import Fix
+from nrl_patches.engine.module_state import namespace
+
+__all__ = [
+    "MARK",
+    "MISSING",
+    "Mark",
+    "MismatchError",
+    "Site",
+    "check",
+    "describe",
+    "locate",
+    "mark_of",
+    "objection_unless",
+]
+
+MISSING: Any = object()
+MARK = "__nrl_patches__"
+
+
+class Mark(NamedTuple):
+    """What every replacement carries, so that a second copy of this package recognises it.
+
+    Attributes:
+        copy: The directory of the copy of this package that made it.
+        ids: The patches in it, innermost first.
+        pristine: What was there before the first of them.
+        code: Of the replacement itself: ``functools.wraps`` copies a mark to functions that it does not belong to.
+    """
+
+    copy: str
+    ids: tuple[str, ...]
+    pristine: Callable[..., Any]
+    code: CodeType
+
+
+def mark_of(function: object) -> Mark | None:
+    """Return the mark of this package on a callable, None if it carries none of its own."""
+    mark = getattr(function, MARK, None)
+    return Mark(*mark) if mark is not None and mark.code is getattr(function, "__code__", None) else None
+
+
+class MismatchError(Exception):
+    """The target is not what the fix was written for.
+
+    Attributes:
+        expected: What the fix needs, as a phrase.
+        found: What is there, as a phrase.
+    """
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"expected {expected}; found {found}")
+        self.expected = expected
+        self.found = found
+
+
+@dataclass(frozen=True, slots=True)
+class Site:
+    """Where a target is.
+
+    Attributes:
+        owner: The module or class that the last name of the target belongs to.
+        name: That last name.
+        raw: What the owner's own namespace holds under it; ``MISSING`` if the owner inherits it.
+        function: The callable itself.
+        binding: ``staticmethod`` or ``classmethod`` if it is one, None if not.
+    """
+
+    owner: Any
+    name: str
+    raw: Any
+    function: Callable[..., Any]
+    binding: type | None
+
+    @property
+    def mark(self) -> Mark | None:
+        """The mark of this package on the callable, None if it carries none of its own."""
+        return mark_of(self.function)
+
+
+def locate(module: ModuleType, fix: Fix) -> Site:
+    """Find the target of a fix in its module.
+
+    Raises:
+        MismatchError: There is nothing under that name, or nothing that can be called.
+    """
+    try:
+        if fix.qualname.partition(".")[0] not in namespace(module):
+            raise AttributeError(f"module {fix.module} does not define it")  # noqa: TRY301 - as wrapt would
+        owner, name, found = wrapt.resolve_path(module, fix.qualname)
+    except AttributeError as error:
+        raise MismatchError(f"{fix.target} to exist", f"{error}") from error
+    binding = type(found) if isinstance(found, (staticmethod, classmethod)) else None
+    function = found.__func__ if isinstance(found, (staticmethod, classmethod)) else found
+    if not callable(function):
+        raise MismatchError(f"{fix.target} to be callable", f"a {type(found).__name__}")
+    return Site(owner, name, vars(owner).get(name, MISSING), function, binding)
+
+
+def check(fix: Fix, site: Site) -> None:
+    """Ask the guard of a fix about the callable that was there before this package touched it.
+
+    Raises:
+        MismatchError: The guard objects.
+    """
+    function = site.mark.pristine if site.mark else site.function
+    objection = fix.guard(function)
+    if objection is not None:
+        found = f"{describe(function)}: {objection}"
+        raise MismatchError(f"{fix.target} to be the code that the fix was written for", found)
+
+
+def describe(function: object) -> str:
+    """Return what people call a callable: its module and qualified name."""
+    if isinstance(function, wrapt.BaseObjectProxy):
+        wrapper = getattr(function, "_self_wrapper", None)
+        return f"a wrapt {type(function).__name__} with {describe(wrapper)}"
+    name = getattr(function, "__qualname__", None)
+    home = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", "?")
+    return f"{home}.{name}" if name else f"a {type(function).__name__}"
+
+
+def _upstream_function(function: Callable[..., Any]) -> FunctionType | None:
+    """Return the function that upstream wrote, below the decorators; None if there is no Python function."""
+    innermost = inspect.unwrap(function)
+    return innermost if isinstance(innermost, FunctionType) else None
+
+
+def objection_unless(function: Callable[..., Any], *, parameters: str = "", attributes: str = "") -> str | None:
+    """Compare a function with what a fix relies on; the usual body of a guard.
+
+    Args:
+        function: The callable found at the target.
+        parameters: Names, separated by blanks, that its signature must have.
+        attributes: Names, separated by blanks, that its code must read or write as attributes or globals.
+
+    Returns:
+        None if all of them are there, else a phrase that tells what is missing.
+    """
+    innermost = _upstream_function(function)
+    if innermost is None:
+        return "is no Python function"
+    for wanted, there, what in (
+        (parameters, inspect.signature(innermost).parameters, "has no parameter"),
+        (attributes, innermost.__code__.co_names, "does not use"),
+    ):
+        missing = [name for name in wanted.split() if name not in there]
+        if missing:
+            return f"{what} {', '.join(missing)}"
+    return None

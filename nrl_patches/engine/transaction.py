@@ -1,0 +1,125 @@
+"""Applying the fixes of one patch, all or none, and what happens where that cannot be done."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from types import ModuleType
+from typing import Any
+
+from nrl_patches.declaration import Build, Fix, Patch
+from nrl_patches.engine.affected import Decision
+from nrl_patches.engine.slots import PROCESS_LOCK, forget_if_gone, install, is_installed, slot_of, uninstall
+from nrl_patches.engine.status import Record
+from nrl_patches.engine.targets import MismatchError, check, locate
+from nrl_patches.errors import DriftedError, FailedError, RequiredPatchError, UndoError, explain_problem
+
+__all__ = ["apply_fixes", "block", "check_own", "drifted", "failed", "remove_fixes"]
+
+
+def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[str]:
+    """Install the fixes of a patch that belong to one module; every guard is asked before the first one is installed.
+
+    Returns:
+        What a user should know; see :func:`nrl_patches.engine.slots.install`.
+
+    Raises:
+        MismatchError: A target is not what its fix was written for. No fix of this patch is left in place.
+        Exception: Whatever a guard or a build raises. No fix of this patch is left in place.
+    """
+    notes: list[str] = []
+    with PROCESS_LOCK:
+        for fix in fixes:
+            forget_if_gone(fix, module)
+        uninstall(_blocked(patch), patch.fixes)
+        try:
+            sites = [(fix, locate(module, fix)) for fix in fixes]
+            missing = [(fix, site) for fix, site in sites if not is_installed(patch.id, fix, site)]
+            for fix, site in missing:
+                check(fix, site)
+            for fix, site in missing:
+                notes += install(patch.id, fix, site)
+        except Exception:
+            with suppress(UndoError):  # What somebody else has patched on top of stays, and the status says so.
+                uninstall(patch.id, patch.fixes)
+            raise
+        elsewhere = {site.mark.copy for fix, site in sites if site.mark and slot_of(patch.id, fix) is None}
+    return [*notes, *(f"applied by the copy of nrl_patches in {copy}" for copy in sorted(elsewhere))]
+
+
+def check_own(patch: Patch, record: Record) -> None:
+    """Check that it was this copy of the package that applied a patch.
+
+    Raises:
+        UndoError: It was another one.
+    """
+    if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
+        raise UndoError(
+            explain_problem(
+                patch.id,
+                expected="a patch that this copy of nrl_patches applied",
+                found="; ".join((record.reason, *record.notes)),
+                next_step="undo it through that copy",
+            )
+        )
+
+
+def remove_fixes(patch: Patch) -> list[str]:
+    """Put back what was there before the patch.
+
+    Returns:
+        What a user should know; see :func:`nrl_patches.engine.slots.uninstall`.
+
+    Raises:
+        UndoError: Another party has patched on top; then nothing is changed.
+    """
+    with PROCESS_LOCK:
+        return uninstall(patch.id, patch.fixes) + uninstall(_blocked(patch), patch.fixes)
+
+
+def block(patch: Patch, message: str) -> None:
+    """Let every target that can be found raise when it is called: required means never unknowingly without."""
+    with PROCESS_LOCK:
+        for fix in patch.fixes:
+            if fix.module in sys.modules:
+                try:
+                    site = locate(sys.modules[fix.module], fix)
+                except MismatchError:
+                    continue  # Nothing is there that could be called.
+                install(_blocked(patch), replace(fix, build=_blocker(message)), site)
+
+
+def drifted(patch: Patch, mismatch: MismatchError, decision: Decision) -> DriftedError:
+    """Return the error that tells how the target differs from what the fix was written for."""
+    found = f"{mismatch.found} ({decision.reason})"
+    return DriftedError(explain_problem(patch.id, expected=mismatch.expected, found=found, next_step=_step(patch)))
+
+
+def failed(patch: Patch, error: Exception) -> FailedError:
+    """Return the error that tells what was raised instead of a fix, with that as its cause."""
+    found = f"{type(error).__name__}: {error}"
+    message = explain_problem(patch.id, expected="its fix to be installed", found=found, next_step=_step(patch))
+    failure = FailedError(message)
+    failure.__cause__ = error
+    return failure
+
+
+def _blocked(patch: Patch) -> str:
+    # A layer of its own: nobody may take the blocked target of a required patch for the patched one.
+    return f"{patch.id} (blocked)"
+
+
+def _blocker(message: str) -> Build:
+    def build(_original: Callable[..., Any]) -> Callable[..., Any]:
+        def blocked(*_args: Any, **_kwargs: Any) -> Any:
+            raise RequiredPatchError(message)
+
+        return blocked
+
+    return build
+
+
+def _step(patch: Patch) -> str:
+    return f"`nrl-patches explain {patch.id}` tells what is broken without it; {patch.opt_out}=1 silences this"

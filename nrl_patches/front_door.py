@@ -1,0 +1,254 @@
+"""What ``import nrl_patches`` does at once: it waits, at the price of a few modules, until the engine is needed.
+
+The engine, wrapt and packaging are loaded when a package with a target is looked for, when ``multiprocessing`` spawns a
+child, and when somebody asks for a status. They are loaded at once where such a package is loaded already, and where a
+variable asks for something: then what is wrong with it is said at the import, and under strict mode raised there.
+
+Imports nothing beyond what an interpreter has loaded at its start.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from _thread import RLock, get_ident
+
+from nrl_patches.engine import meta_path
+from nrl_patches.hosts import door
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from types import ModuleType
+    from typing import Any
+
+    from nrl_patches.engine.activation import Activation
+
+__all__ = ["activation", "cover", "enter", "finder", "packages"]
+
+SPAWN = "multiprocessing.spawn"
+_MARK = "_nrl_patches_original"
+_VARIABLES = ("NRL_PATCHES", "NRL_DISABLE_")
+_RECORD = '{{"change":1,"pid":{},"version":"{}",{}"activated_by":"{}","notes":["{}"],"statuses":[],"complete":1}}'
+
+
+class _Door:
+    """The state of the door: closed, until the engine is there."""
+
+    def __init__(self) -> None:
+        self.lock = RLock()
+        self.version = ""
+        self.packages: frozenset[str] = frozenset()
+        self.activation: Activation | None = None
+        self.waiting = False
+        self.files: tuple[int, int] | None = None
+        self.record = -1
+        self.identity: tuple[int, ...] = ()
+        self.observing: set[int] = set()
+
+
+_door = _Door()
+
+
+def enter(version: str) -> str:
+    """Wait for the engine to be needed, or load it. Acts once.
+
+    Args:
+        version: That of this package.
+
+    Returns:
+        The word for what brought this package into the process first.
+
+    Raises:
+        PatchError: Under strict mode, whatever is wrong.
+    """
+    shared = sys.modules.setdefault("_nrl_patches_process", type(sys)("_nrl_patches_process"))
+    path: str = vars(shared).setdefault("path", "import")
+    if _door.waiting or _door.activation is not None:  # The package is reloaded.
+        return path
+    _door.version, _door.packages, _door.files = version, packages(), _files()
+    asked = any(name.startswith(_VARIABLES) for name in os.environ)
+    if asked or not _door.packages or not _door.packages.isdisjoint(sys.modules):
+        activation()
+        return path
+    _door.waiting = True
+    meta_path.put_first(finder)
+    if SPAWN in sys.modules:
+        cover(sys.modules[SPAWN])
+    _write_record()
+    os.register_at_fork(after_in_child=_after_fork)
+    return path
+
+
+def activation() -> Activation:
+    """Return the activation of this process, started. Loads the engine where that has not happened yet.
+
+    Raises:
+        PatchError: Under strict mode, whatever is wrong.
+    """
+    found = _door.activation
+    if found is None:
+        with _door.lock:
+            found = _door.activation or _open()
+    return found
+
+
+def packages() -> frozenset[str]:
+    """Return the top-level packages that have targets: the folders of ``patches``; empty if they cannot be listed."""
+    try:
+        names = os.listdir(f"{__file__.rpartition(os.sep)[0]}{os.sep}patches")  # noqa: PTH208 - pathlib takes 4 ms
+    except OSError:  # In an archive.
+        return frozenset()
+    return frozenset(name for name in names if "." not in name and not name.startswith("_"))
+
+
+def cover(spawn: ModuleType) -> None:
+    """Let every child that ``multiprocessing`` spawns from now on begin with ``import nrl_patches``. Acts once.
+
+    Args:
+        spawn: The module ``multiprocessing.spawn``.
+
+    Raises:
+        FailedError: Under strict mode, that it is not as it was in all versions of Python up to now.
+    """
+    original: Callable[[str], dict[str, Any]] | None = getattr(spawn, "get_preparation_data", None)
+    if original is None:
+        activation()
+        from nrl_patches.processes.spawn import report_no_door  # noqa: PLC0415 - see the module docstring
+
+        report_no_door()
+    elif not hasattr(original, _MARK):
+
+        def get_preparation_data(name: str) -> dict[str, Any]:
+            data = original(name)
+            if _is_open():
+                from nrl_patches.processes.spawn import pack  # noqa: PLC0415
+
+                pack(data)
+            return data
+
+        for name in ("__module__", "__name__", "__qualname__", "__doc__"):
+            setattr(get_preparation_data, name, getattr(original, name, None))
+        vars(get_preparation_data).update({"__wrapped__": original, _MARK: original})
+        spawn.get_preparation_data = get_preparation_data  # type: ignore[attr-defined]
+
+
+class _Finder:
+    """Loads the engine at the first search for a package with a target."""
+
+    def find_spec(self, name: str, path: Any = None, target: ModuleType | None = None) -> Any:
+        """Return what the engine's own finder finds; None for everything that is none of its business."""
+        if name == SPAWN:
+            return _observed(name, path, target)
+        if name.partition(".")[0] not in _door.packages or not _is_open():
+            return None
+        from nrl_patches.engine.import_hooks import find_spec  # noqa: PLC0415
+
+        return find_spec(name, path, target)
+
+
+finder = _Finder()
+
+
+class _Loader:
+    """Stands in for the loader of a module until that is executed, without the engine's means for it."""
+
+    def __init__(self, loader: Any) -> None:
+        self.loader = loader
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.loader, name)
+
+    def exec_module(self, module: ModuleType) -> None:
+        spec: Any = module.__spec__
+        spec.loader = module.__loader__ = self.loader
+        self.loader.exec_module(module)
+        cover(module)
+
+
+def _observed(name: str, path: Any, target: ModuleType | None) -> Any:
+    finders: list[Any] = list(sys.meta_path)
+    # A finder below that starts over at the top of sys.meta_path, as wrapt's does, meets this one again.
+    if finder not in finders or get_ident() in _door.observing:
+        return None
+    _door.observing.add(get_ident())
+    try:
+        for below in finders[finders.index(finder) + 1 :]:
+            spec = below.find_spec(name, path, target) if hasattr(below, "find_spec") else None
+            if spec is not None:
+                if hasattr(spec.loader, "exec_module"):
+                    spec.loader = _Loader(spec.loader)
+                return spec
+    finally:
+        _door.observing.discard(get_ident())
+    return None
+
+
+def _is_open() -> bool:
+    """Whether the engine is there; it is loaded if not. In an import of the host's, where strict mode alone raises."""
+    try:
+        activation()
+    except Exception as error:
+        if door.is_strict():
+            raise
+        meta_path.take_away(finder)
+        _forget_record()
+        door.report(vars(sys.modules["_nrl_patches_process"])["path"], error)
+        return False
+    return True
+
+
+def _open() -> Activation:
+    from nrl_patches.engine.activation import default_activation  # noqa: PLC0415 - see the module docstring
+    from nrl_patches.engine.import_hooks import call_when_executed, stand_in_for  # noqa: PLC0415
+    from nrl_patches.processes.attach import join  # noqa: PLC0415
+
+    found = default_activation()
+    found.start()
+    join(found, _door.version, replaced=_files() != _door.files)
+    _door.activation = found
+    stand_in_for(finder)
+    _forget_record()
+    if found.settings.enabled:
+        call_when_executed(SPAWN, cover)
+    return found
+
+
+def _files() -> tuple[int, int] | None:
+    """Tell this file from what an upgrade puts in its place while a process waits."""
+    try:
+        seen = os.stat(__file__)  # noqa: PTH116 - pathlib takes 4 ms
+    except OSError:
+        return None
+    return seen.st_ino, seen.st_mtime_ns
+
+
+def _write_record() -> None:
+    said = f"nothing has been imported yet that has a target: {', '.join(sorted(_door.packages))}"
+    path = vars(sys.modules["_nrl_patches_process"])["path"]
+    try:
+        folder = __file__.rpartition(os.sep)[0]
+        # What would have to be escaped is left out: json takes as long to import as everything here.
+        plain = folder.isascii() and folder.isprintable() and not {'"', "\\"} & {*folder}
+        package = f'"package":"{folder}",' if plain else ""
+        text = _RECORD.format(os.getpid(), _door.version, package, path, said)
+        _door.record = door.write_record(text)
+        _door.identity = os.fstat(_door.record)[1:3]
+    except (OSError, AttributeError, ImportError):  # There are no files in memory here.
+        _door.record = -1
+
+
+def _forget_record() -> None:
+    try:  # Daemons close every file descriptor they find, and the number may be somebody else's file by now.
+        if _door.record >= 0 and os.fstat(_door.record)[1:3] == _door.identity:
+            os.close(_door.record)
+    except OSError:
+        pass
+    _door.record = -1
+
+
+def _after_fork() -> None:
+    _door.lock = RLock()
+    if _door.activation is None and _door.waiting:
+        _forget_record()
+        _write_record()

@@ -1,0 +1,147 @@
+"""The one door through which every path brings nrl_patches into a process, and what is said where it stays closed.
+
+Imports nothing but what is built in before it is called: interpreters execute it that never need it. Children of
+``multiprocessing`` execute it as text, because nothing of this project may be needed to say that it is missing there.
+"""
+
+import sys
+
+OFF = ("0", "false", "no", "off")
+ON = ("1", "true", "yes", "on")
+"""The values of a switch, in lower case."""
+
+RECORD = "nrl_patches-1"
+"""The name of the file in which a process tells of its patches; the number is that of the record's format."""
+
+failure = ""
+"""The traceback of the import of nrl_patches, where that failed here; empty otherwise."""
+
+EXPECTED = "nrl_patches ({path}): expected to be imported"
+NEXT_STEP = "reinstall nrl-patches in this environment"
+"""How a message begins and ends; both may name the path, the process (``pid``) and its interpreter (``python``)."""
+
+
+def says(variable: str, words: tuple[str, ...]) -> bool:
+    """Whether an environment variable has one of some values."""
+    import os  # noqa: PLC0415 - see the module docstring
+
+    return os.environ.get(variable, "").strip().lower() in words
+
+
+def is_strict() -> bool:
+    """Whether problems raise; read here, because nrl_patches may be the very thing that cannot be imported."""
+    return says("NRL_PATCHES_STRICT", ON)
+
+
+def bring(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bool:
+    """Import nrl_patches.
+
+    Args:
+        path: The word for what does so, see the README; the first one in a process counts.
+        expected: How the message begins where that fails.
+        next_step: How it ends.
+
+    Returns:
+        Whether it is there: not where it is switched off, or could not be imported.
+
+    Raises:
+        Exception: What the import raises, under strict mode.
+    """
+    # Read here already: off means that even a broken installation of ours does nothing.
+    if says("NRL_PATCHES", OFF):
+        return False
+    # The note is kept where two copies of nrl_patches meet.
+    shared = sys.modules.setdefault("_nrl_patches_process", type(sys)("_nrl_patches_process"))
+    vars(shared).setdefault("path", path)
+    try:
+        import nrl_patches  # noqa: F401, PLC0415
+    except Exception as error:
+        report(path, error, expected, next_step)
+        if is_strict():
+            _refuse(error)
+            raise
+        return False
+    return True
+
+
+def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> None:
+    """Say that this process runs without patches, and keep that where the process can be asked. Acts once.
+
+    Args:
+        path: As for :func:`bring`.
+        error: What was raised.
+        expected: How the message begins.
+        next_step: How it ends.
+    """
+    import logging  # noqa: PLC0415
+    import os  # noqa: PLC0415
+    from contextlib import suppress  # noqa: PLC0415
+
+    if failure:
+        return
+    _keep(path, error)
+    said = str(error)
+    if "; next step: " not in said:  # Errors of ours have a better one.
+        beginning, end = (t.format(path=path, pid=os.getpid(), python=sys.executable) for t in (expected, next_step))
+        said = f"{beginning}; found {type(error).__name__}: {said}; next step: {end}"
+    consequence = "" if is_strict() else "; this process runs without any patch"
+    logger = logging.getLogger("nrl_patches")
+    logger.error("%s%s", said, consequence)
+    # As nrl_patches.engine.log does, which may be the very thing that cannot be imported.
+    if not logger.isEnabledFor(logging.ERROR) and sys.stderr is not None:
+        with suppress(OSError, ValueError):
+            print(f"nrl_patches: {said}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
+
+
+def write_record(text: str) -> int:
+    """Write a record into a new file in memory and return its descriptor, which the process keeps open.
+
+    Args:
+        text: The record, as JSON.
+
+    Raises:
+        OSError: There are no such files: a sandbox forbids them. AttributeError, ImportError: this system has none.
+    """
+    import os  # noqa: PLC0415
+    from fcntl import F_DUPFD_CLOEXEC, fcntl  # noqa: PLC0415
+
+    made = os.memfd_create(RECORD, os.MFD_CLOEXEC)
+    try:  # 0 to 2 are for others, even where they are closed now.
+        kept = fcntl(made, F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(made)
+    os.write(kept, text.encode())
+    return kept
+
+
+def _refuse(error: Exception) -> None:
+    # Once it has called them, wrapt forgets its hooks, and vLLM its plugins: whoever catches the error and imports
+    # again would go on unpatched.
+    from contextlib import suppress  # noqa: PLC0415
+    from importlib.metadata import distributions  # noqa: PLC0415
+
+    packages = set()
+    for distribution in distributions():
+        with suppress(Exception):  # Of whatever else is installed, the metadata may be broken.
+            packages |= {entry.name for entry in distribution.entry_points if entry.group == "nrl_patches.startup"}
+
+    class Refusal:
+        @staticmethod
+        def find_spec(name: str, _path: object = None, _target: object = None) -> None:
+            if name.partition(".")[0] in packages:
+                raise error
+
+    sys.meta_path.insert(0, Refusal)
+
+
+def _keep(path: str, error: Exception) -> None:
+    import json  # noqa: PLC0415
+    import os  # noqa: PLC0415
+    import traceback  # noqa: PLC0415
+    from contextlib import suppress  # noqa: PLC0415
+
+    global failure  # noqa: PLW0603 - for the process itself; others read the record
+    failure = "".join(traceback.format_exception(error))
+    record = {"change": 1, "pid": os.getpid(), "activated_by": path, "failure": failure, "statuses": [], "complete": 1}
+    with suppress(OSError, AttributeError, ImportError):  # Where there are no files in memory, the log has to do.
+        write_record(json.dumps(record))

@@ -1,0 +1,249 @@
+"""Looking into running processes: the records that they keep (see ``record.py``). Used by the command only."""
+
+from __future__ import annotations
+
+import json
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from nrl_patches.hosts.door import OFF, RECORD
+from nrl_patches.processes.autowrapt import GROUP, VARIABLE
+
+__all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
+
+_PROC = Path("/proc")
+_ATTEMPTS = 5
+_SHOWN = 4096  # Bytes of a command line.
+_COPIES = 16  # Records of one process.
+_LONGEST = 2**20  # Bytes of a record; of our own making it has some thousands.
+_LONGEST_ENVIRON, _LONGEST_MAPS = 2**23, 2**26  # More than Linux lets a process have without asking for it.
+_FIELDS = {
+    "pid": int,
+    "version": str,
+    "package": str,
+    "activated_by": str,
+    "strict": bool,
+    "notes": list,
+    "failure": str,
+    "statuses": list,
+}
+"""What a record may have, by name; nothing else is told."""
+_REQUIRED = {"pid", "activated_by", "statuses"}
+_ROW = ("id", "state", "reason", "notes")
+
+
+class _TooLongError(Exception):
+    """Says how long a record is that nobody should read."""
+
+
+@dataclass(frozen=True)
+class Running:
+    """What a process says about its patches.
+
+    Attributes:
+        pid: The process.
+        command: Its command line.
+        records: What each copy of nrl_patches in it tells; mostly one.
+        problem: Why there is no record; empty if there is one.
+        unpatched: Whether that leaves something unpatched: torch, without which no target is imported, is loaded there.
+    """
+
+    pid: int
+    command: str
+    records: tuple[dict[str, Any], ...] = ()
+    problem: str = ""
+    unpatched: bool = False
+
+    def __str__(self) -> str:
+        """Return everything, as lines for people."""
+        lines = [f"process {self.pid} ({self.command})"]
+        lines += [f"  {self.problem}"] if self.problem else []
+        for record in self.records:
+            strict = ", strict" if record.get("strict") else ""
+            package = f" in {record['package']}" if "package" in record else ""
+            lines.append(
+                f"  nrl_patches {record.get('version', '?')}{package}, activated by {record['activated_by']}{strict}"
+            )
+            lines += ["  as of its last change, or of the last call of nrl_patches.status() there"] * bool(
+                record["statuses"]
+            )
+            lines += [f"  {note}" for note in record.get("notes", ())]
+            lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
+            for status in record["statuses"]:
+                lines.append(f"  {status['state']:<14}{status['id']}")
+                lines.append(f"  {'':14}{'; '.join((status['reason'], *status['notes']))}")
+        # What a process says of itself must not reach the terminal as commands.
+        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in "\n".join(lines))
+
+
+def look_into(pid: int) -> Running:
+    """Read the records of a process; whatever prevents that is said in the result."""
+    folder = _PROC / str(pid)
+    if not _PROC.joinpath("self", "fd").exists():
+        return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
+    command = "?"
+    try:
+        text = _beginning_of(folder / "cmdline", _SHOWN) or _beginning_of(folder / "comm", _SHOWN)
+        command = text.replace(b"\0", b" ").decode(errors="replace").strip()
+        records = tuple(_explain_copy(record, pid) for record in islice(_records(folder), _COPIES))
+        problem, unpatched = ("", False) if records else _explain_absence(folder)
+    except (FileNotFoundError, ProcessLookupError):
+        return Running(pid, "?", problem="there is no such process")
+    except PermissionError:
+        return Running(pid, command, problem="cannot be looked into: it belongs to another user")
+    except _TooLongError as error:
+        return Running(pid, command, problem=f"its record is not read: {error}")
+    return Running(pid, command, records, problem, unpatched)
+
+
+def descendants(pid: int) -> list[int]:
+    """Return the processes that a process has started, and those that they have started, by id."""
+    children: dict[int, list[int]] = {}
+    for folder in _PROC.glob("[0-9]*"):
+        children.setdefault(_parent_of(folder), []).append(int(folder.name))
+    found: list[int] = []
+    asked = [pid]
+    while asked:
+        offspring = children.get(asked.pop(), [])
+        found += offspring
+        asked += offspring
+    return sorted(found)
+
+
+def is_in_trouble(process: Running) -> bool:
+    """Whether a patch has drifted or failed in a process, or nrl_patches could not be imported or is missing there."""
+    return process.unpatched or any(
+        record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
+        for record in process.records
+    )
+
+
+def _records(folder: Path) -> Iterator[dict[str, Any]]:
+    for link in sorted(folder.joinpath("fd").iterdir(), key=lambda entry: int(entry.name)):
+        record = _read(link)
+        if record is not None:
+            yield record
+
+
+def _read(link: Path) -> dict[str, Any] | None:
+    with suppress(FileNotFoundError):  # Closed meanwhile.
+        if str(link.readlink()).removesuffix(" (deleted)") != f"/memfd:{RECORD}":
+            return None
+        for _ in range(_ATTEMPTS):
+            with suppress(ValueError, RecursionError):  # In the middle of a change, or not of our making.
+                record = json.loads(_content_of(link))
+                if _is_whole(record):
+                    rows = [{name: row[name] for name in _ROW} for row in record["statuses"]]
+                    return {name: record[name] for name in _FIELDS if name in record} | {"statuses": rows}
+    return None
+
+
+def _content_of(link: Path) -> bytes:
+    # Whoever may give a file our name may also give it to a pipe, which is never opened, or fill it without end.
+    fd = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    with os.fdopen(fd, "rb") as file:
+        found = os.fstat(fd)
+        if found.st_size > _LONGEST:
+            raise _TooLongError(f"it has {found.st_size} bytes, where one of nrl_patches has some thousands")
+        return file.read(_LONGEST) if stat.S_ISREG(found.st_mode) else b""
+
+
+def _beginning_of(file: Path, length: int) -> bytes:
+    with file.open("rb") as opened:
+        return opened.read(length)
+
+
+def _has_mapped(folder: Path, needle: bytes) -> bool:
+    # As many mappings as a process likes, each with a name as long as it likes.
+    with folder.joinpath("maps").open("rb") as maps:
+        kept = b""
+        for _ in range(_LONGEST_MAPS // _LONGEST):
+            part = maps.read(_LONGEST)
+            if needle in kept + part:
+                return True
+            if not part:
+                return False
+            kept = part[-len(needle) :]
+    return False
+
+
+def _is_whole(record: Any) -> bool:
+    # Anybody may make a file of that name, with anything in it.
+    if not isinstance(record, dict) or record.get("change") != record.get("complete", object()):
+        return False
+    known = all(isinstance(record[name], kind) for name, kind in _FIELDS.items() if name in record)
+    if not known or not record.keys() >= _REQUIRED or not _are_texts(record.get("notes", [])):
+        return False
+    return all(
+        isinstance(row, dict)
+        and isinstance(row.get("notes"), list)
+        and _are_texts([*row["notes"], *(row.get(name) for name in _ROW if name != "notes")])
+        for row in record["statuses"]
+    )
+
+
+def _are_texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) for value in values)
+
+
+def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
+    own = _status_field(_PROC / str(pid), "NSpid")  # Its number in each of its namespaces.
+    # An import that failed in the parent has failed for its forked children too.
+    if not own or str(record["pid"]) in own or record.get("failure"):
+        return record
+    note = f"this is the record of process {record['pid']}: the process was forked from it unnoticed by Python"
+    return {**record, "notes": [*record.get("notes", ()), note]}
+
+
+def _explain_absence(folder: Path) -> tuple[str, bool]:
+    environ, whose = _environ(folder)
+    if environ.get(b"NRL_PATCHES", b"").decode(errors="replace").lower() in OFF:
+        return f"no record: NRL_PATCHES=0 in {whose}", False
+    if GROUP.encode() in environ.get(VARIABLE.encode(), b"").replace(b" ", b"").split(b","):
+        return "no record: under `nrl-patches run`, and no package with a target was imported there", False
+    # Shells, multiprocessing's own helpers and Ray's agents do without us, and are no problem.
+    if _has_mapped(folder, b"/libtorch_python."):
+        return f"no record: torch is loaded, but {_NOT_IMPORTED}", True
+    return f"no record: {_NOT_IMPORTED}", False
+
+
+def _environ(folder: Path) -> tuple[dict[bytes, bytes], str]:
+    environ, whole = _settings(folder)
+    # vLLM's and Ray's processes overwrite its beginning with their titles. It was inherited from one that does not.
+    ancestor = folder
+    with suppress(OSError):
+        while not whole and (parent := _parent_of(ancestor)):
+            ancestor = _PROC / str(parent)
+            inherited, whole = _settings(ancestor)
+            environ = inherited | environ
+    return environ, "its environment" if ancestor == folder else f"the environment of process {ancestor.name}"
+
+
+def _settings(folder: Path) -> tuple[dict[bytes, bytes], bool]:
+    texts = _beginning_of(folder / "environ", _LONGEST_ENVIRON).split(b"\0")
+    settings = (text.partition(b"=") for text in texts)
+    return {name: value.strip() for name, equals, value in settings if equals}, b"=" in texts[0]
+
+
+def _parent_of(folder: Path) -> int:
+    try:
+        (number,) = _status_field(folder, "PPid")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # It has ended meanwhile, or is hidden from us.
+        return 0
+    return int(number)
+
+
+def _status_field(folder: Path, name: str) -> list[str]:
+    for line in _beginning_of(folder / "status", _LONGEST).decode(errors="replace").splitlines():
+        if line.startswith(f"{name}:"):
+            return line.split()[1:]
+    return []
+
+
+_NOT_IMPORTED = "nrl_patches was not imported there, or its file descriptors were closed since"

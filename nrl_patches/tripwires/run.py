@@ -1,0 +1,212 @@
+"""Tripwires: each patch's probe, with and without the patch, in clean processes, and the verdict on both.
+
+Used by the command, the pytest plugin and CI; never by ``import nrl_patches``.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import os
+import signal
+import sys
+import tempfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+
+from nrl_patches.declaration import Patch
+from nrl_patches.engine.affected import Answer
+from nrl_patches.engine.distributions import find_installed
+from nrl_patches.processes.launch import run_code
+
+__all__ = [
+    "PASSING",
+    "TIMEOUT",
+    "Side",
+    "Tripwire",
+    "Verdict",
+    "describe_end",
+    "missing_for",
+    "run_side",
+    "run_tripwire",
+    "run_tripwires",
+]
+
+TIMEOUT = 60.0
+"""Seconds that one side may take by default, the import of the upstream packages included."""
+
+_TAIL = 2000
+_LONGEST = 2**20  # Bytes of an answer.
+_COMMAND = "from nrl_patches.cli.main import main; main(prog_name='nrl-patches')"
+
+
+class Verdict(str, enum.Enum):
+    """What a probe with and without its patch says about the declaration."""
+
+    NEEDED = "needed"
+    NOT_AFFECTED = "not affected"
+    NOT_INSTALLED = "not installed"
+    OBSOLETE = "obsolete"
+    UNCOVERED = "uncovered"
+    INEFFECTIVE = "ineffective"
+    ERROR = "error"
+
+    __str__ = str.__str__
+
+
+PASSING = frozenset({Verdict.NEEDED, Verdict.NOT_AFFECTED, Verdict.NOT_INSTALLED})
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one process saw.
+
+    Attributes:
+        present: Whether the defect was there; None if the probe did not get that far.
+        evidence: What the probe measured.
+        status: The status word of the patch in that process.
+        seconds: How long the process took.
+        error: What went wrong, with the end of the process's output; empty if nothing did.
+    """
+
+    present: bool | None
+    evidence: Mapping[str, float | str | bool] = field(default_factory=dict)
+    status: str = ""
+    seconds: float = 0.0
+    error: str = ""
+
+
+@dataclass(frozen=True)
+class Tripwire:
+    """The outcome for one patch.
+
+    Attributes:
+        id: The patch.
+        verdict: One word; see README.md.
+        sentence: What was found, in which version.
+        next_step: What to do now; empty if nothing.
+        affected: The declared releases.
+        installed: What is installed of each distribution that the declaration is about.
+        upstream: The links of the patch.
+        file: The patch file.
+        off: The side without the patch; None if a distribution is not installed.
+        on: The side with it; None where it has nothing to say.
+    """
+
+    id: str
+    verdict: Verdict
+    sentence: str
+    next_step: str
+    affected: str
+    installed: Mapping[str, str]
+    upstream: tuple[str, ...]
+    file: str
+    off: Side | None = None
+    on: Side | None = None
+
+    @property
+    def seconds(self) -> float:
+        """How long both sides took."""
+        return sum(side.seconds for side in (self.off, self.on) if side is not None)
+
+
+def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = None) -> Tripwire:
+    """Run the probe of a patch without it and, where that says anything, with it, and give the verdict.
+
+    Args:
+        patch: The patch; only its id travels to the processes, which load it anew.
+        timeout: Seconds that one side may take before it is killed.
+        off: The side without the patch, where it was run already.
+    """
+    decision = patch.affected.decide(find_installed)
+    on: Side | None = None
+    missing = missing_for(patch)
+    if missing:
+        verdict, sentence, step = Verdict.NOT_INSTALLED, f"{', '.join(missing)} is not installed", ""
+        off = None
+    else:
+        off = off or run_side(patch.id, patched=False, timeout=timeout)
+        # Between releases the guard decides whether the patch covers this build, and only the patched side knows.
+        undecided = decision.answer is Answer.UNDECIDED
+        if off.present is not None and (undecided or (off.present and decision.answer is Answer.YES)):
+            on = run_side(patch.id, patched=True, timeout=timeout)
+        covered = on is not None and on.status == "applied" if undecided else decision.answer is Answer.YES
+        verdict, found, step = _judge(patch, off, on, covered=covered)
+        sentence = f"{found} ({decision.reason})"
+    installed = {name: str(find_installed(name) or "not installed") for name in patch.affected.distributions}
+    file = getattr(sys.modules.get(patch.module), "__file__", None) or patch.module
+    declared = str(patch.affected)
+    return Tripwire(patch.id, verdict, sentence, step, declared, installed, patch.upstream, file, off, on)
+
+
+def missing_for(patch: Patch) -> list[str]:
+    """Return what is not installed of what the probe of a patch needs; empty if nothing is missing."""
+    # One excluded distribution decides a pair, but its probe needs both.
+    complete = any(
+        all(find_installed(part.distribution) for part in conjunction) for conjunction in patch.affected.alternatives
+    )
+    return [] if complete else [name for name in patch.affected.distributions if find_installed(name) is None]
+
+
+def run_tripwires(
+    patches: Iterable[Patch], *, timeout: float = TIMEOUT, done: Callable[[Tripwire], None] = lambda _: None
+) -> list[Tripwire]:
+    """Run the tripwires of several patches, one after the other, and tell of each when it is done."""
+    outcomes = []
+    for patch in patches:
+        outcomes.append(run_tripwire(patch, timeout=timeout))
+        done(outcomes[-1])
+    return outcomes
+
+
+def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
+    """Run the probe of a patch in a process of its own, with this patch alone or with none.
+
+    A process that hangs, crashes or exits early has no opinion; the side then says what happened.
+    """
+    environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
+    environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
+    with tempfile.TemporaryFile() as report:
+        fd = report.fileno()
+        ended = run_code(
+            _COMMAND, ["probe", patch_id, "--report-fd", str(fd)], timeout=timeout, environ=environ, pass_fds=[fd]
+        )
+        report.seek(0)
+        answer = report.read(_LONGEST)
+    try:
+        told = json.loads(answer)
+        return Side(told["present"], told["evidence"], told["status"], ended.seconds)
+    except (LookupError, TypeError, ValueError, RecursionError):
+        how = f"took longer than {timeout:g} s and was killed" if ended.code is None else describe_end(ended.code)
+        said = f"the probe {how}; the end of its output:\n{ended.output[-_TAIL:]}"
+        return Side(None, seconds=ended.seconds, error=said)
+
+
+def describe_end(code: int) -> str:
+    """Return how a process ended that gave no answer, by its exit code as ``subprocess`` has it."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with {code} without an answer"
+
+
+def _judge(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> tuple[Verdict, str, str]:
+    report = f"report it to {patch.upstream[0]} or narrow `affected`"
+    for side, name in ((off, "without"), (on, "with")):
+        if side is not None and side.present is None:
+            return Verdict.ERROR, f"{name} the patch {side.error}", "run `nrl-patches probe` by hand; mend the probe"
+    if not off.present:
+        if not covered:
+            return Verdict.NOT_AFFECTED, "the defect is not there and not declared", ""
+        step = f"upstream fixed it: take this release out of `affected` ({patch.affected}), or delete the file"
+        return Verdict.OBSOLETE, "declared as affected, but the defect is gone", step
+    if not covered:
+        step = f"widen `affected` ({patch.affected}) once the fix is proven there too"
+        return Verdict.UNCOVERED, f"the defect is there, and no range covers it: {_shown(off)}", step
+    if on is not None and on.present:
+        return Verdict.INEFFECTIVE, f"the defect stays with the patch ({on.status}): {_shown(on)}", report
+    return Verdict.NEEDED, f"the defect is there without the patch and gone with it: {_shown(off)}", ""
+
+
+def _shown(side: Side) -> str:
+    parts = (f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())
+    return ", ".join(parts) or "the probe says no more"

@@ -27,8 +27,8 @@ from nrl_patches.matrix.environments import VARIABLES, BuildProblem, build, vari
 from nrl_patches.matrix.evidence import Cell, Measurement
 from nrl_patches.matrix.names import is_declared, parse_environment
 from nrl_patches.matrix.plan import Task
-from nrl_patches.processes.launch import ending_all, start_code, tail
-from nrl_patches.tripwires.run import Verdict, describe_end
+from nrl_patches.processes.launch import describe_end, ending_all, start_code, tail
+from nrl_patches.tripwires.run import Verdict
 
 __all__ = ["MEMORY_PER_JOB", "Bench", "jobs_here"]
 

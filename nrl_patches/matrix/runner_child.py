@@ -19,9 +19,10 @@ import traceback
 
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
+from nrl_patches.processes.launch import describe_end
 from nrl_patches.processes.lifeline import end_with_the_starter
 from nrl_patches.tripwires.reports import as_json
-from nrl_patches.tripwires.run import Side, describe_end, run_tripwire
+from nrl_patches.tripwires.run import Side, run_tripwire
 
 __all__ = ["main", "observe_in_fork"]
 

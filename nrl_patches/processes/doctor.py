@@ -22,8 +22,7 @@ from nrl_patches.engine.status import State
 from nrl_patches.front_door import activation
 from nrl_patches.processes.autowrapt import GROUP, NOT_EXECUTED, VARIABLE, covering
 from nrl_patches.processes.inspection import look_into
-from nrl_patches.processes.launch import run_code
-from nrl_patches.tripwires.run import describe_end
+from nrl_patches.processes.launch import describe_end, run_code
 
 __all__ = [
     "TIMEOUT",

@@ -18,8 +18,7 @@ from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.front_door import activation
 from nrl_patches.processes.doctor import TIMEOUT, Finding, judge, lenient
-from nrl_patches.processes.launch import Ended, run_code
-from nrl_patches.tripwires.run import describe_end
+from nrl_patches.processes.launch import Ended, describe_end, run_code
 
 __all__ = ["Looked", "check_targets", "look"]
 

@@ -19,7 +19,7 @@ from importlib import resources
 from pathlib import Path
 from typing import IO
 
-__all__ = ["MODULE", "Ended", "ending_all", "run_code", "start_code", "tail"]
+__all__ = ["MODULE", "Ended", "describe_end", "ending_all", "run_code", "start_code", "tail"]
 
 MODULE = "from runpy import run_module; import sys; run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 """Code that runs a module, named by its first argument, as ``-m`` does."""
@@ -167,6 +167,13 @@ def ending_all() -> Iterator[Callable[[], None]]:
         yield end
     finally:
         _ended = False
+
+
+def describe_end(code: int) -> str:
+    """Return how a process ended that gave no answer, by its exit code as ``subprocess`` has it."""
+    if code < 0:
+        return f"was killed by {signal.Signals(-code).name}"
+    return f"exited with {code} without an answer"
 
 
 def tail(file: IO[bytes], length: int = _TAIL) -> str:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import enum
 import json
 import os
-import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Mapping
@@ -17,7 +16,7 @@ from dataclasses import dataclass, field
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.distributions import find_installed
-from nrl_patches.processes.launch import run_code
+from nrl_patches.processes.launch import describe_end, run_code
 
 __all__ = [
     "PASSING",
@@ -25,7 +24,6 @@ __all__ = [
     "Side",
     "Tripwire",
     "Verdict",
-    "describe_end",
     "missing_for",
     "run_side",
     "run_tripwire",
@@ -131,7 +129,7 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
         if off.present is not None and (undecided or (off.present and decision.answer is Answer.YES)):
             on = run_side(patch.id, patched=True, timeout=timeout)
         covered = on is not None and on.status == "applied" if undecided else decision.answer is Answer.YES
-        verdict, found, step = _judge(patch, off, on, covered=covered)
+        verdict, found, step = _verdict_on(patch, off, on, covered=covered)
         sentence = f"{found} ({decision.reason})"
     installed = {name: str(find_installed(name) or "not installed") for name in patch.affected.distributions}
     file = getattr(sys.modules.get(patch.module), "__file__", None) or patch.module
@@ -182,14 +180,7 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
         return Side(None, seconds=ended.seconds, error=said)
 
 
-def describe_end(code: int) -> str:
-    """Return how a process ended that gave no answer, by its exit code as ``subprocess`` has it."""
-    if code < 0:
-        return f"was killed by {signal.Signals(-code).name}"
-    return f"exited with {code} without an answer"
-
-
-def _judge(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> tuple[Verdict, str, str]:
+def _verdict_on(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> tuple[Verdict, str, str]:
     report = f"report it to {patch.upstream[0]} or narrow `affected`"
     for side, name in ((off, "without"), (on, "with")):
         if side is not None and side.present is None:

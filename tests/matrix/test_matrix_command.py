@@ -34,7 +34,7 @@ class Bench(Copy):
             self.index.add(version, RIGHT)
         for version in ("1.2", "1.3", "1.4"):
             self.index.add(version, OFF_BY_ONE)
-        shutil.rmtree(folder / "nrl_patches" / "evidence")
+        shutil.rmtree(folder / "nrl_patches" / "matrix" / "data")
         self.log = folder / "probed"
         self.declare("standin>=1.2,<1.5")
 
@@ -102,7 +102,7 @@ def test_it_measures_what_is_declared_with_a_margin_and_the_newest_and_writes_th
     [
         ("standin>=1.2,<1.4", "standin==1.4 has the defect, but is not declared"),
         ("standin>=1.1,<1.5", "standin==1.1 is declared, but does not have the defect"),
-        ("standin>=1.2", "standin: the range goes on behind 1.5"),
+        ("standin>=1.2", "standin: the range extends past 1.5"),
     ],
 )
 def test_a_declaration_that_is_not_what_was_measured_fails_with_one_to_paste(bench, affected, objection):

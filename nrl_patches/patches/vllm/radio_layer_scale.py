@@ -6,9 +6,10 @@ Problem: `RadioModel.load_weights` (model_executor/models/radio.py) skips every 
 Hit by: Nemotron Nano VL, Nemotron Omni and others with a RADIO tower. Loaded from disk, a checkpoint with LayerScale
     runs with 1.0 instead of its values; with dummy weights and a refit, every branch is multiplied by about 0.001, also
     for checkpoints that folded LayerScale into their weights. Wrong image features, no error.
-Fix: LayerScale becomes what it is for a folded checkpoint: a constant of the constructor, as a non-persistent buffer,
-    which no dummy load fills and which level-2 sleep keeps. What the stream does carry is written, in whichever batch
-    it comes (`ls1`, `ls1.gamma`, `layer_scale1.lambda1`, …). Nothing is reset for lack of an entry.
+Fix: the dummy load leaves the two parameters alone, so that they keep what the constructor gave them, which is right
+    for a folded checkpoint. What the stream does carry is written, in whichever batch it comes (`ls1`, `ls1.gamma`,
+    `layer_scale1.lambda1`, …). Nothing is reset for lack of an entry. Level-2 sleep, which saves buffers only, saves
+    the parameters too, as each lends its memory to a non-persistent buffer.
 Remove when: `RadioModel.load_weights` writes LayerScale and the dummy load leaves it alone in every supported release;
     0.33.0, the newest that was measured, does neither.
 
@@ -16,8 +17,10 @@ Who may stop forcing `load_format="auto"`, or rewriting radio.py on disk as NeMo
 `auto` never helped with explicit values. Where radio.py has been rewritten, this patch reports `drifted` and stays
 away: the rewrite resets what a batch does not contain.
 
-Two limits. `named_parameters()` and `state_dict()` no longer list `ls1` and `ls2`, so senders must take the names from
-the checkpoint. And an engine that once received explicit values keeps them when a folded checkpoint follows.
+Two limits. The last write wins, whoever wrote: an engine that once received explicit values, from a stream, in kernel
+format or as `sharded_state`, keeps them when a folded checkpoint follows. And a tower that is copied, cast to another
+dtype or older than the patch lends its memory only from its next dummy load or `load_weights` on, the older one from
+its next `load_weights`; level-2 sleep before that loses the scales, as it does without the patch.
 """
 
 from __future__ import annotations
@@ -44,48 +47,81 @@ patch = Patch(
     opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
 )
 
-SCALES = frozenset({"ls1", "ls2"})
+SCALES = ("ls1", "ls2")
 ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")
+
+
+def lend(block: torch.nn.Module) -> None:
+    """Register buffers that share the memory of the scales, for level-2 sleep to save and restore."""
+    for name in SCALES:
+        scale = block._parameters.get(name)
+        if scale is not None and not scale.is_meta:
+            block.register_buffer(f"{name}_lent", scale.detach(), persistent=False)
 
 
 @patch.fix(
     "vllm.model_executor.models.radio:RadioModel.__init__",
     guard=lambda init: objection_unless(init, parameters="self config", attributes="RadioInternVisionModel model"),
 )
-def make_constant(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a constructor whose LayerScale is a non-persistent buffer."""
+def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a constructor whose blocks lend their scales."""
 
-    def init_with_constants(self: Any, *args: Any, **kwargs: Any) -> None:
+    def init_and_lend(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
-        for layer in self.model.encoder.layers:
-            for name in SCALES & layer._parameters.keys():
-                layer.register_buffer(name, layer._parameters.pop(name).detach(), persistent=False)
+        for block in self.model.encoder.layers:
+            lend(block)
 
-    return init_with_constants
+    return init_and_lend
+
+
+def fills(load_weights: Callable[..., Any]) -> str | None:
+    """Guard: the fill is done here, in one of the two ways that releases have, and not inherited."""
+    objections = [
+        objection_unless(load_weights, parameters="self model", attributes=function)
+        for function in ("initialize_single_dummy_weight", "initialize_dummy_weights")  # The latter up to 0.29.0.
+    ]
+    return objections[0] if all(objections) else None
+
+
+@patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=fills)
+def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a dummy load after which every scale is what it was before."""
+
+    def load_weights_but_scales(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
+        # That they are lent tells the scales of RADIO from what other models call `ls1`.
+        lent = [(block, name) for block in model.modules() for name in SCALES if f"{name}_lent" in block._buffers]
+        before = [block._parameters[name].detach().clone() for block, name in lent]
+        result = load_weights(self, model, *args, **kwargs)
+        for (block, name), value in zip(lent, before, strict=True):
+            block._parameters[name].data.copy_(value)
+            lend(block)
+        return result
+
+    return load_weights_but_scales
 
 
 def leave_layerwise_reload(block: torch.nn.Module) -> None:
-    """Put LayerScale back where a layerwise reload has set it aside; a block has no other tensors of its own.
+    """Put back what a layerwise reload has set aside; a block has no tensors of its own but the scales.
 
     The reload makes a layer's tensors anew if the stream carries any of them, and up to 0.25.1 leaves the others as
     they came out of the allocator.
     """
-    if not any(scale is not None and scale.is_meta for scale in map(block._buffers.get, SCALES)):
+    if not any(scale is not None and scale.is_meta for scale in map(block._parameters.get, SCALES)):
         return
     from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
 
     info = get_layerwise_info(block)
-    set_aside = info.kernel_tensors[1] if info.kernel_tensors else {}
-    if set_aside.keys() >= SCALES:
-        for name in SCALES:
-            block.register_buffer(name, set_aside[name], persistent=False)
+    parameters, buffers = info.kernel_tensors or ({}, {})
+    if parameters:
+        block._parameters.update(parameters)
+        block._buffers.update(buffers)
         info.reset()
 
 
 def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
     """Guard: the entries are dropped, as in every release."""
     objection = objection_unless(load_weights, parameters="self weights", attributes="named_parameters")
-    if objection is None and SCALES not in load_weights.__code__.co_consts:
+    if objection is None and frozenset(SCALES) not in load_weights.__code__.co_consts:
         return "does not skip ls1 and ls2"
     return objection
 
@@ -100,6 +136,9 @@ def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
         layers = self.model.encoder.layers
         for block in layers:
             leave_layerwise_reload(block)
+            lend(
+                block
+            )  # Again: a cast or a copy cuts the buffers off, and up to 0.25.1 a reload makes them persistent.
         rest: list[tuple[str, torch.Tensor]] = []
         written: set[str] = set()
         stream: Iterable[tuple[str, torch.Tensor]] = weights.items() if isinstance(weights, dict) else weights
@@ -109,7 +148,6 @@ def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
                 rest.append((name, weight))
                 continue
             own = getattr(layers[int(entry["block"])], f"ls{entry['branch']}")
-            # A tower that is older than the patch has parameters, and layerwise reload its own loader on them.
             getattr(own, "weight_loader", default_weight_loader)(own, weight)
             written.add(f"model.encoder.layers.{entry['block']}.ls{entry['branch']}")
         return set(load_weights(self, rest)) | written

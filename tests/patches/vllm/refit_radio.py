@@ -6,13 +6,18 @@ Prints, per side (``off``, ``alone``, ``both``) and case, the smallest and large
 blocks, and whether every other parameter is the stream's. The cases: what the stream says of LayerScale (nothing, or
 values under three names), whether the tower started from its constructor's values or from the dummy load's, and into
 how many batches the stream was cut; with 40, which is one tensor each, an empty batch comes before the first and after
-each. A reload is done twice.
+each. A reload is done twice. Then what else writes or loses the scales, each way with the folded stream at its end,
+after which what was there before must still be there. Two are lines of vLLM's GPU workers, copied: level-2 sleep, here
+with NaN for the memory that it discards, and the reload in kernel format.
+
+Prints too, per side, what is listed of a tower before and after a reload that carries nothing of it.
 """
 
 import itertools
 import json
 import math
 import sys
+import tempfile
 import types
 from contextlib import nullcontext
 
@@ -20,6 +25,9 @@ import tiny
 import torch
 
 import nrl_patches
+from nrl_patches.patches.vllm._constants import UNQUANTIZED
+
+CONSTANTS, LAYER_SCALE = "vllm.dummy_load_constants", "vllm.radio_layer_scale"
 
 CONFIG = {
     "hidden_size": 64,
@@ -71,7 +79,7 @@ def fill(model):
     from vllm.config import LoadConfig
     from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
 
-    DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, None)
+    DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(model, UNQUANTIZED)
 
 
 def stream(names, branches=(1, 2)):
@@ -137,10 +145,107 @@ def reloads():
             reload.initialize_layerwise_reload(model)
             refit(model, weights, count)
             reload.finalize_layerwise_reload(model, types.SimpleNamespace(dtype=torch.float32))
-            # CUDA graphs hold the tensors, and what is no longer among the state's the next dummy load leaves alone.
-            kept = all(one is other for one, other in zip(own, scales(model), strict=True))
-            listed = [name for name in model.state_dict() if name.endswith((".ls1", ".ls2"))]
-            yield f"{kind}, {which} reload, {count}", outcome(model, weights) | {"kept": kept, "listed": listed}
+            kept = all(one is other for one, other in zip(own, scales(model), strict=True))  # CUDA graphs hold them.
+            yield f"{kind}, {which} reload, {count}", outcome(model, weights) | {"kept": kept}
+
+
+def older_tower():
+    """One that is older than the patch."""
+    with nrl_patches.undo(LAYER_SCALE):
+        return tower()
+
+
+def reloaded_tower():
+    """One that was reloaded from a stream that had nothing of it."""
+    from vllm.model_executor.model_loader import reload
+
+    model = tower()
+    reload.record_metadata_for_reloading(model)
+    reload.initialize_layerwise_reload(model)
+    model.load_weights(iter([]))
+    reload.finalize_layerwise_reload(model, types.SimpleNamespace(dtype=torch.float32))
+    return model
+
+
+TOWERS = {
+    "new": tower,
+    "older": older_tower,
+    "reloaded": reloaded_tower,
+    "cast": lambda: tower().to(torch.float64).to(torch.float32),
+}
+
+
+def untouched(model, _):
+    pass
+
+
+def dummy_load(model, _):
+    fill(model)
+
+
+def explicit_stream(model, _):
+    refit(model, stream(STREAMS["gamma"]), 3)
+
+
+def kernel_format(model, stored):
+    for name, weight in stored.named_parameters():
+        model.get_parameter(name).copy_(weight)
+
+
+def sharded_state(model, stored):
+    from vllm.config import LoadConfig
+    from vllm.model_executor.model_loader.sharded_state_loader import ShardedStateLoader
+
+    with tempfile.TemporaryDirectory() as folder:
+        ShardedStateLoader.save_model(stored, folder)
+        where = types.SimpleNamespace(model=folder, model_weights="")
+        ShardedStateLoader(LoadConfig(load_format="sharded_state")).load_weights(model, where)
+
+
+def load_state_dict(model, stored):
+    model.load_state_dict(stored.state_dict())
+
+
+WRITERS = {"gamma": (explicit_stream, kernel_format, sharded_state, load_state_dict), "folded": (untouched, dummy_load)}
+
+
+def sleep(model):
+    saved = {name: buffer.cpu().clone() for name, buffer in model.named_buffers()}
+    for tensor in (*model.parameters(), *model.buffers()):
+        tensor.data.fill_(math.nan)
+    for name, buffer in model.named_buffers():
+        buffer.data.copy_(saved[name].data)
+
+
+def written_with_explicit_values(model):
+    for (block, branch), value in EXPLICIT.items():
+        getattr(model.model.encoder.layers[block], f"ls{branch}").data.fill_(value)
+    return model
+
+
+def outside_writes():
+    every = [(kind, write) for kind, writes in WRITERS.items() for write in writes]
+    for (kind, write), (made, make), then in itertools.product(every, TOWERS.items(), ("awake", "asleep")):
+        model = make()
+        own = scales(model)
+        # From an engine without the patch into one with it, and back.
+        write(model, written_with_explicit_values(tower() if made == "older" else older_tower()))
+        if then == "asleep":
+            sleep(model)
+        weights = stream(())
+        refit(model, weights, 3)
+        kept = all(one is other for one, other in zip(own, scales(model), strict=True))
+        yield f"{kind}, {write.__name__}, {made}, {then}", outcome(model, weights) | {"kept": kept}
+
+
+def listed():
+    return [
+        [
+            [[name, str(weight.dtype), [*weight.shape], weight.requires_grad] for name, weight in own.items()]
+            for own in (dict(model.named_parameters()), model.state_dict())
+        ]
+        for model in (tower(), reloaded_tower())
+    ]
 
 
 def main():
@@ -149,15 +254,16 @@ def main():
     tiny.prepare()
     config = VllmConfig(device_config=DeviceConfig("cpu"))
     tiny.start_world(config)
-    constants, layer_scale = "vllm.dummy_load_constants", "vllm.radio_layer_scale"
-    undone = {"off": (constants, layer_scale), "alone": (constants,), "both": ()}
-    report = {}
+    undone = {"off": (CONSTANTS, LAYER_SCALE), "alone": (CONSTANTS,), "both": ()}
+    report = {"listed": {}, "outside": {}}
     torch.use_deterministic_algorithms(mode=True)  # Fills uninitialised memory, with NaN.
     with set_current_vllm_config(config), torch.no_grad():
         for side in sys.argv[1:]:
             with nrl_patches.undo(*undone[side]) if undone[side] else nullcontext():
                 report[side] = dict([*cases(), *reloads()])
-    report["status"] = {name: nrl_patches.status()[name].state for name in (constants, layer_scale)}
+                report["listed"][side] = listed()
+                report["outside"][side] = dict(outside_writes())
+    report["status"] = {name: nrl_patches.status()[name].state for name in (CONSTANTS, LAYER_SCALE)}
     print(json.dumps(report))
 
 

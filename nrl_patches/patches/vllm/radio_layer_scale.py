@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from unittest import mock
 
 from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches._shared import dummy_load
+from nrl_patches.patches._shared import dummy_load, radio
 
 if TYPE_CHECKING:
     import torch
@@ -47,16 +47,7 @@ patch = Patch(
     opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
 )
 
-SCALES = ("ls1", "ls2")
 ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")
-
-
-def lend(block: torch.nn.Module) -> None:
-    """Register buffers that share the memory of the scales, for level-2 sleep to save and restore."""
-    for name in SCALES:
-        scale = block._parameters.get(name)
-        if scale is not None and not scale.is_meta:
-            block.register_buffer(f"{name}_lent", scale.detach(), persistent=False)
 
 
 @patch.fix(
@@ -69,7 +60,7 @@ def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
     def init_and_lend(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
         for block in self.model.encoder.layers:
-            lend(block)
+            radio.lend(block)
 
     return init_and_lend
 
@@ -89,39 +80,21 @@ def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
 
     def load_weights_but_scales(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         # That they are lent tells the scales of RADIO from what other models call `ls1`.
-        lent = [(block, name) for block in model.modules() for name in SCALES if f"{name}_lent" in block._buffers]
+        lent = [(block, name) for block in model.modules() for name in radio.SCALES if f"{name}_lent" in block._buffers]
         before = [block._parameters[name].detach().clone() for block, name in lent]
         result = load_weights(self, model, *args, **kwargs)
         for (block, name), value in zip(lent, before, strict=True):
             block._parameters[name].data.copy_(value)
-            lend(block)
+            radio.lend(block)
         return result
 
     return load_weights_but_scales
 
 
-def leave_layerwise_reload(block: torch.nn.Module) -> None:
-    """Put back what a layerwise reload has set aside; a block has no tensors of its own but the scales.
-
-    The reload makes a layer's tensors anew if the stream carries any of them, and up to 0.25.1 leaves the others as
-    they came out of the allocator.
-    """
-    if not any(scale is not None and scale.is_meta for scale in map(block._parameters.get, SCALES)):
-        return
-    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
-
-    info = get_layerwise_info(block)
-    parameters, buffers = info.kernel_tensors or ({}, {})
-    if parameters:
-        block._parameters.update(parameters)
-        block._buffers.update(buffers)
-        info.reset()
-
-
 def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
     """Guard: the entries are dropped, as in every release."""
     objection = objection_unless(load_weights, parameters="self weights", attributes="named_parameters")
-    if objection is None and frozenset(SCALES) not in load_weights.__code__.co_consts:
+    if objection is None and frozenset(radio.SCALES) not in load_weights.__code__.co_consts:
         return "does not skip ls1 and ls2"
     return objection
 
@@ -135,10 +108,9 @@ def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
 
         layers = self.model.encoder.layers
         for block in layers:
-            leave_layerwise_reload(block)
-            lend(
-                block
-            )  # Again: a cast or a copy cuts the buffers off, and up to 0.25.1 a reload makes them persistent.
+            radio.leave_layerwise_reload(block)
+            # Again: a cast or a copy cuts the buffers off, and up to 0.25.1 a reload makes them persistent.
+            radio.lend(block)
         rest: list[tuple[str, torch.Tensor]] = []
         written: set[str] = set()
         stream: Iterable[tuple[str, torch.Tensor]] = weights.items() if isinstance(weights, dict) else weights
@@ -161,7 +133,7 @@ def layer_scale_is_noise_or_lost() -> Observation:
     import torch
     from vllm.config import LoadConfig
     from vllm.model_executor.model_loader.dummy_loader import DummyModelLoader
-    from vllm.model_executor.models import radio
+    from vllm.model_executor.models import radio as upstream
 
     def inner(**_: Any) -> torch.nn.Module:  # A real block needs vLLM's process groups; the scales are all it is about.
         block = torch.nn.Module()
@@ -172,8 +144,8 @@ def layer_scale_is_noise_or_lost() -> Observation:
         return model
 
     pixels = {"input_scale": 1.0, "norm_mean": [0.5], "norm_std": [0.5]}  # For 0.11.0, which normalises in the tower.
-    with mock.patch.object(radio, "RadioInternVisionModel", inner):
-        tower = radio.RadioModel(SimpleNamespace(teachers=None, **pixels))
+    with mock.patch.object(upstream, "RadioInternVisionModel", inner):
+        tower = upstream.RadioModel(SimpleNamespace(teachers=None, **pixels))
     DummyModelLoader(LoadConfig(load_format="dummy")).load_weights(tower, dummy_load.UNQUANTIZED)
     tower.load_weights([("radio_model.model.blocks.0.ls2.gamma", torch.tensor([0.5]))])
     seen = {name: getattr(tower.model.encoder.layers[0], name).item() for name in ("ls1", "ls2")}

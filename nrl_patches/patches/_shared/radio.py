@@ -1,0 +1,36 @@
+"""The scales of RADIO's blocks: how they outlast level-2 sleep and a layerwise reload as parameters."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+SCALES = ("ls1", "ls2")
+
+
+def lend(block: torch.nn.Module) -> None:
+    """Register buffers that share the memory of the scales, for level-2 sleep to save and restore."""
+    for name in SCALES:
+        scale = block._parameters.get(name)
+        if scale is not None and not scale.is_meta:
+            block.register_buffer(f"{name}_lent", scale.detach(), persistent=False)
+
+
+def leave_layerwise_reload(block: torch.nn.Module) -> None:
+    """Put back what a layerwise reload has set aside; a block has no tensors of its own but the scales.
+
+    The reload makes a layer's tensors anew if the stream carries any of them, and up to 0.25.1 leaves the others as
+    they came out of the allocator.
+    """
+    if not any(scale is not None and scale.is_meta for scale in map(block._parameters.get, SCALES)):
+        return
+    from vllm.model_executor.model_loader.reload.layerwise import get_layerwise_info
+
+    info = get_layerwise_info(block)
+    parameters, buffers = info.kernel_tensors or ({}, {})
+    if parameters:
+        block._parameters.update(parameters)
+        block._buffers.update(buffers)
+        info.reset()

@@ -55,8 +55,9 @@ def side(environment, name):
 
 
 @functools.cache
-def raised_by_the_fixed_release(subject, *names):
-    """What the release that carries the fix raises on some ways, by name."""
+def raised_by_the_fixed_release(name, *names):
+    """What the release that carries the fix for a subject raises on some ways, by name."""
+    (subject,) = (subject for subject in SUBJECTS if subject.name == name)
     if subject.fixed is None:
         return {}
     off = {"NRL_PATCHES": "0", "WAYS_PEFT": peft()}
@@ -127,7 +128,9 @@ def test_every_way_to_use_a_target_is_right_or_fails_as_it_does_without_the_patc
     raised = {name: outcome["error"] for name, outcome in patched.items() if "error" in outcome}
     # Where the release cannot do it and the fixed release can't either, the patch may not do it.
     own = {name for name in raised if "error" not in unpatched[name]}
-    fixed = raised_by_the_fixed_release(subject, *(n for n in raised if n not in own)) if raised.keys() - own else {}
+    fixed = (
+        raised_by_the_fixed_release(subject.name, *(n for n in raised if n not in own)) if raised.keys() - own else {}
+    )
     wrong = {name: error for name, error in raised.items() if name in own or (subject.fixed and name not in fixed)}
     # What is wrong, and is said to be, is not silent.
     wrong |= {n: o["far"] for n, o in patched.items() if "far" in o and not o["far"] <= ROUNDING and not o["said"]}

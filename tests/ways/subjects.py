@@ -5,7 +5,7 @@ that nothing which worked unpatched stops working or starts to be wrong in silen
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 RULE = (
     "call by position and by keyword",
@@ -45,6 +45,7 @@ class Subject:
         fixed: The release that carries the fix, None if no release does.
         covers: Names of ways, with wildcards, by the way of the rule that they are.
         leaves_out: Why not, by way of the rule.
+        limits: What a release cannot do for a reason of its own: part of the error, by environment and way.
     """
 
     name: str
@@ -55,6 +56,7 @@ class Subject:
     leaves_out: Mapping[str, str]
     arguments: tuple[str, ...] = ()
     fixed: str | None = None
+    limits: Mapping[tuple[str, str], str] = field(default_factory=dict)
 
 
 WITH_PEFT = {"5.8.1": "0.21.2", "5.9.0": "0.19.0", "5.24.0": "0.21.2"}
@@ -149,6 +151,13 @@ SUBJECTS = (
         fixed="transformers==5.9.0",
         covers=KV_SHARING,
         leaves_out={},
+        # It warns of SDPA in training, and torch traces no logging without a break.
+        limits={
+            (
+                "transformers==4.55.4",
+                "compile aot_eager fullgraph, checkpointing none",
+            ): "logging.Logger method not supp"
+        },
     ),
     Subject(
         "Qwen-VL in transformers",

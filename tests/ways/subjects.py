@@ -156,7 +156,7 @@ SUBJECTS = (
             (
                 "transformers==4.55.4",
                 "compile aot_eager fullgraph, checkpointing none",
-            ): "logging.Logger method not supp"
+            ): "logging.Logger method"
         },
     ),
     Subject(

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 __all__ = [
     "DeclarationError",
     "DriftedError",
     "FailedError",
     "PatchError",
+    "Problem",
     "RequiredPatchError",
     "SettingsError",
     "UndoError",
-    "explain_problem",
 ]
 
 
@@ -46,13 +48,22 @@ class UndoError(PatchError):
     """A patch cannot be undone, for example because another party has patched on top of it."""
 
 
-def explain_problem(subject: str, *, expected: str, found: str, next_step: str) -> str:
-    """Return the message that every warning and error of this package has.
+@dataclass(frozen=True)
+class Problem:
+    """What every warning and error of this package says.
 
-    Args:
+    Attributes:
         subject: What it is about: a patch id, an environment variable, a file.
         expected: What should have been there.
         found: What was there.
         next_step: What the reader can do now.
     """
-    return f"{subject}: expected {expected}; found {found}; next step: {next_step}"
+
+    subject: str
+    expected: str
+    found: str
+    next_step: str
+
+    def __str__(self) -> str:
+        """Return the message."""
+        return f"{self.subject}: expected {self.expected}; found {self.found}; next step: {self.next_step}"

@@ -29,7 +29,7 @@ __all__ = ["activation", "cover", "enter", "finder", "packages"]
 SPAWN = "multiprocessing.spawn"
 _MARK = "_nrl_patches_original"
 _VARIABLES = ("NRL_PATCHES", "NRL_DISABLE_")
-_RECORD = '{{"change":1,"pid":{},"version":"{}",{}"activated_by":"{}","notes":["{}"],"statuses":[],"complete":1}}'
+_RECORD = '{{"change":1,"pid":{},"version":"{}",{}"activated_by":"{}","waits":"{}","statuses":[],"complete":1}}'
 
 
 class _Door:
@@ -201,11 +201,11 @@ def _is_open() -> bool:
 def _open() -> Activation:
     from nrl_patches.engine.activation import default_activation  # noqa: PLC0415 - see the module docstring
     from nrl_patches.engine.import_hooks import call_when_executed, stand_in_for  # noqa: PLC0415
-    from nrl_patches.processes.attach import join  # noqa: PLC0415
+    from nrl_patches.processes.attach import attach  # noqa: PLC0415
 
     found = default_activation()
     found.start()
-    join(found, _door.version, replaced=_files() != _door.files)
+    attach(found, _door.version, replaced=_files() != _door.files)
     _door.activation = found
     stand_in_for(finder)
     _forget_record()
@@ -224,7 +224,7 @@ def _files() -> tuple[int, int] | None:
 
 
 def _write_record() -> None:
-    said = f"nothing has been imported yet that has a target: {', '.join(sorted(_door.packages))}"
+    said = f"waits for the import of a package with a target: {', '.join(sorted(_door.packages))}"
     path = vars(sys.modules["_nrl_patches_process"])["path"]
     try:
         folder = __file__.rpartition(os.sep)[0]

@@ -20,7 +20,7 @@ from typing import Any
 
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.settings import VARIABLES
-from nrl_patches.errors import SettingsError, explain_problem
+from nrl_patches.errors import Problem, SettingsError
 from nrl_patches.hosts.ray import HOOK_OF_THE_JOB
 
 __all__ = ["runtime_env"]
@@ -54,7 +54,7 @@ def runtime_env(base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     for theirs in set_already:
         if not isinstance(theirs, str) or theirs.startswith(_FUNCTION):
             raise SettingsError(
-                explain_problem(
+                Problem(
                     _FIELD,
                     expected="a dotted name, because Ray runs one hook, and ours has to find it in the worker",
                     found=repr(theirs),

@@ -151,8 +151,8 @@ nrl_patches_hosts.vllm.plugin()
 
 CHILD = """
 import sys
-from nrl_patches.processes.spawn import arrival
-text = arrival()
+from nrl_patches.processes.spawn import child_bootstrap
+text = child_bootstrap()
 for name in [name for name in sys.modules if name.partition(".")[0] == "nrl_patches"]:
     del sys.modules[name]
 open("nrl_patches/__init__.py", "w").write("1/0")

@@ -20,7 +20,7 @@ __all__ = ["doctor"]
 @click.option("--python", "pythons", multiple=True, metavar="PATH", help="Look into this interpreter too.")
 @click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process too; see `status --pid`.")
 @click.option("--children", is_flag=True, help="With --pid: ask all processes that it has started as well.")
-@click.option("--import", "modules", multiple=True, metavar="MODULE", help="Import it before nrl_patches, elsewhere.")
+@click.option("--import", "modules", multiple=True, metavar="MODULE", help="Import MODULE first, in a subprocess.")
 @click.option("--no-imports", is_flag=True, help="Be quick: do not import the targets of the patches.")
 @click.option("--json", "as_json", is_flag=True, help="Print a list of objects; what was looked at goes to stderr.")
 def doctor(
@@ -35,9 +35,9 @@ def doctor(
     """Name what would leave a process of a job unpatched. --python, --pid and --import may be given several times.
 
     Looks at this environment and its variables, and imports the targets of the patches that the installed releases
-    need, with the patches, in a process of its own: whether one has drifted, failed or cannot be reached is told. With
-    --import, a framework is imported first, then nrl_patches, in another process: whom the patches cannot reach then,
-    and who else has patched their targets, is told too.
+    need, with the patches, in a subprocess: reports a patch that has drifted or failed, or whose target is gone. With
+    --import, a framework is imported first, then nrl_patches, in another subprocess: reports references that the
+    patches cannot reach then, and who else has patched their targets.
 
     Exits with 1 if something would leave a process unpatched.
     """

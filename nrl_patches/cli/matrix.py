@@ -15,7 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.evidence import Measurement, write_whole
 from nrl_patches.matrix.index import IndexProblem
@@ -92,10 +92,10 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     missing = [name for name in needed if importlib.util.find_spec(name) is None]
     if missing:
         step = "pip install 'nrl-patches[matrix]' torch"
-        said = explain_problem(
+        said = Problem(
             "nrl-patches matrix", expected=", ".join(needed), found=f"no {', '.join(missing)}", next_step=step
         )
-        raise CannotSayError(said)
+        raise CannotSayError(str(said))
     patches = _select(distributions, ids)
     if releases is not None and len({axis(patch) for patch in patches}) != 1:
         raise click.UsageError("--releases needs exactly one DISTRIBUTION, or patches of one")
@@ -113,8 +113,8 @@ def matrix(  # noqa: PLR0913 - one parameter per option
             agrees = _report(workshop, output or workshop.report)
     except IndexProblem as problem:
         step = "try again, or add --offline for a report on what is known"
-        said = explain_problem("the package index", expected="its releases", found=str(problem), next_step=step)
-        raise CannotSayError(said) from problem
+        said = Problem("the package index", expected="its releases", found=str(problem), next_step=step)
+        raise CannotSayError(str(said)) from problem
     except (NotOursError, OSError, ValueError) as problem:
         raise CannotSayError(str(problem)) from problem
     held = f"{folder} holds {_bytes(disk_usage(folder))} of its own"
@@ -135,13 +135,13 @@ def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Patch]:
             raise click.BadParameter(f"no patch is about {name!r}, only about {', '.join(known)}")
     chosen = [p for p in registry if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
     if ids and not chosen:
-        said = explain_problem(
+        said = Problem(
             f"the selection of {', '.join(ids)}",
             expected=f"a patch about {', '.join(distributions)}",
             found=f"only about {', '.join(sorted({axis(registry.patches[i]) for i in ids}))}",
             next_step="leave out the DISTRIBUTION or the --patch",
         )
-        raise click.UsageError(said)
+        raise click.UsageError(str(said))
     return chosen
 
 

@@ -14,7 +14,7 @@ import click
 
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 
 __all__ = [
     "NO_VERDICT",
@@ -110,8 +110,8 @@ def check_places(places: Sequence[tuple[str, str]]) -> None:
             found = f"the file that another report goes to, as {seen[file]} says"
         if found:
             step = "name a file in a folder that is there and may be written to"
-            said = explain_problem(f"{subject} {place}", expected="a place for a report", found=found, next_step=step)
-            raise click.UsageError(said)
+            said = Problem(f"{subject} {place}", expected="a place for a report", found=found, next_step=step)
+            raise click.UsageError(str(said))
         if not file.exists() or file.is_file():  # Whatever else is there, a terminal or a pipe, may get several.
             seen[file] = subject
 
@@ -131,8 +131,8 @@ def check_folder(folder: Path) -> None:
             return
     except OSError as error:
         step = "name a folder that can be made or written to"
-        said = explain_problem(str(folder), expected="a folder for the report", found=str(error), next_step=step)
-        raise CannotSayError(said) from error
+        said = Problem(str(folder), expected="a folder for the report", found=str(error), next_step=step)
+        raise CannotSayError(str(said)) from error
 
 
 def write_report(text: str, place: str, *, append: bool = False) -> bool:
@@ -154,7 +154,7 @@ def write_report(text: str, place: str, *, append: bool = False) -> bool:
                 file.write(text)
     except OSError as error:
         step = f"keep what is printed on {'stderr' if place == '-' else 'stdout'}"
-        said = explain_problem(place, expected="a report to be written", found=str(error), next_step=step)
+        said = Problem(place, expected="a report to be written", found=str(error), next_step=step)
         click.echo(said, err=True)
         click.echo(text, nl=False, err=place == "-")
         return False

@@ -12,7 +12,7 @@ import click
 import nrl_patches
 from nrl_patches.cli.options import CannotSayError, find_patch
 from nrl_patches.engine.distributions import find_installed
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.tripwires.run import missing_for
 
 __all__ = ["probe"]
@@ -33,24 +33,24 @@ def probe(patch_id: str, report_fd: int | None) -> None:
     found = {name: find_installed(name) for name in patch.affected.distributions}
     lacking = missing_for(patch)
     if lacking:
-        said = explain_problem(
+        said = Problem(
             patch.id,
             expected="an installed release of what it is about",
             found=f"no {', '.join(lacking)} in {sys.executable}",
             next_step="install it there, or probe where it is installed",
         )
-        raise CannotSayError(said)
+        raise CannotSayError(str(said))
     try:
         seen = patch.observe()
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        said = explain_problem(
+        said = Problem(
             patch.id,
             expected="an answer of its probe",
             found=f"{type(error).__name__}: {error}",
-            next_step="the traceback above tells where; mend the probe or the installation",
+            next_step="the traceback above tells where; fix the probe or the installation",
         )
-        raise CannotSayError(said) from error
+        raise CannotSayError(str(said)) from error
     after = nrl_patches.status()[patch.id]
     report = {
         "id": patch.id,

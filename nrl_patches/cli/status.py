@@ -1,4 +1,4 @@
-"""``nrl-patches status``: what becomes of the patches here, or has become of them in running processes."""
+"""``nrl-patches status``: the status of every patch, here or in running processes."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ _PROBLEMS = {State.DRIFTED, State.FAILED}
 @click.option("--pid", "pids", multiple=True, type=int, help="Ask a running process; may be given several times.")
 @click.option("--children", is_flag=True, help="With --pid: ask all processes that it has started as well.")
 def status(*, as_json: bool, pids: tuple[int, ...], children: bool) -> None:
-    """Print what becomes of every patch here: by the installed versions, before anything is imported.
+    """Print the status of every patch here, by the installed versions: nothing is imported.
 
-    With --pid print what has become of them in running processes instead, as these knew it at the last change of a
-    status, or when they last asked for it themselves.
+    With --pid, print the statuses in running processes instead, as of their last change there, or of the last call of
+    nrl_patches.status().
 
     Exits with 1 if a patch has drifted or failed, if a process named by --pid cannot tell, or if a child of it runs
     without patches although it has loaded torch.

@@ -1,4 +1,4 @@
-"""The way of each patch in this process: opt-out, version, guard, application, undo."""
+"""The life cycle of a patch in this process: opt-out, version, guard, application, undo."""
 
 from __future__ import annotations
 
@@ -263,7 +263,7 @@ class Activation:
 
     def _report_problems(self) -> None:
         if self.settings.problems and self.settings.strict:
-            raise SettingsError("\n".join(self.settings.problems))
+            raise SettingsError("\n".join(map(str, self.settings.problems)))
         for problem in self.settings.problems:
             tell(logging.WARNING, problem)
 

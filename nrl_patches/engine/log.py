@@ -6,12 +6,14 @@ import logging
 import sys
 from contextlib import suppress
 
+from nrl_patches.errors import Problem
+
 __all__ = ["tell"]
 
 logger = logging.getLogger("nrl_patches")
 
 
-def tell(level: int, message: str) -> None:
+def tell(level: int, message: Problem | str) -> None:
     """Log a message; a warning that nobody would get that way goes to stderr. Never raises.
 
     ``logging.config.dictConfig`` disables every logger that it does not name, ours among them, unless it is asked not
@@ -21,7 +23,7 @@ def tell(level: int, message: str) -> None:
 
     Args:
         level: One of logging's.
-        message: See :func:`nrl_patches.errors.explain_problem`.
+        message: What the user should read.
     """
     logger.log(level, "%s", message)
     if level >= logging.WARNING and not _is_heard(level) and sys.stderr is not None:

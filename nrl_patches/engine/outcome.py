@@ -1,4 +1,4 @@
-"""What becomes of a patch once a module with a target of it has been executed, and what is to be said of it."""
+"""Decides the outcome of a patch once a module with one of its targets has been executed, and what to report."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from nrl_patches.engine.slots import slot_of
 from nrl_patches.engine.status import Record, State, Status
 from nrl_patches.engine.targets import MismatchError
 from nrl_patches.engine.transaction import apply_fixes, block, drifted, failed
-from nrl_patches.errors import DriftedError, PatchError, explain_problem
+from nrl_patches.errors import DriftedError, PatchError, Problem
 
 __all__ = ["UNAFFECTED", "Outcome", "give_up", "settle", "unapplicable"]
 
@@ -89,13 +89,13 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
     return Outcome(level, "" if told else f"{state}: {error}", error)
 
 
-def unapplicable(patch: Patch, status: Status) -> str:
+def unapplicable(patch: Patch, status: Status) -> Problem:
     """Return the message that tells why a patch that somebody wants applied is not."""
     if status.state is State.DISABLED:
         expected, step = "a patch that is not switched off", "take that back, and start the process anew"
     else:
         expected, step = "a release with the defect", f"nothing; NRL_PATCHES_FORCE={patch.id} applies it all the same"
-    return explain_problem(patch.id, expected=expected, found=f"{status.state}: {status.reason}", next_step=step)
+    return Problem(patch.id, expected=expected, found=f"{status.state}: {status.reason}", next_step=step)
 
 
 def _why(decision: Decision, *, forced: bool) -> str:

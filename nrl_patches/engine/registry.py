@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from types import ModuleType
 
 from nrl_patches.declaration import Patch
-from nrl_patches.errors import DeclarationError, UndoError, explain_problem
+from nrl_patches.errors import DeclarationError, Problem, UndoError
 
 __all__ = ["RETIRED", "Broken", "Registry", "load"]
 
@@ -34,9 +34,15 @@ class Broken:
     file: str
     error: Exception
 
+    @property
+    def problem(self) -> Problem:
+        """What is wrong, with the file."""
+        found = f"that it cannot be loaded: {self.file}: {type(self.error).__name__}: {self.error}"
+        return Problem(self.id, "a patch file", found, "install nrl-patches anew; its other patches are applied")
+
     def __str__(self) -> str:
-        """Return what is wrong, with the file."""
-        return f"{self.id}: cannot be loaded: {self.file}: {type(self.error).__name__}: {self.error}"
+        """Return the problem."""
+        return str(self.problem)
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,7 @@ class Registry:
         broken = [str(broken) for broken in self.broken if broken.id == patch_id]
         found = self.retired.get(patch_id, "; ".join(broken) or "no patch of that name")
         step = "`nrl-patches list` shows every id"
-        raise UndoError(explain_problem(patch_id, expected="the id of a patch", found=found, next_step=step))
+        raise UndoError(Problem(patch_id, expected="the id of a patch", found=found, next_step=step))
 
 
 def load(package: ModuleType | None = None) -> Registry:

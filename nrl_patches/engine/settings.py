@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 
 from nrl_patches.engine.registry import Registry
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.hosts.door import OFF, ON
 
 __all__ = ["VARIABLES", "Settings"]
@@ -47,13 +47,13 @@ class Settings:
     strict: bool
     disabled: Mapping[str, str]
     forced: frozenset[str]
-    problems: tuple[str, ...]
+    problems: tuple[Problem, ...]
     enabled: bool = True
 
     @classmethod
     def read(cls, environ: Mapping[str, str], registry: Registry) -> Settings:
         """Read the variables. Never raises: a value that cannot be used is ignored and said in ``problems``."""
-        problems: list[str] = []
+        problems: list[Problem] = []
         reader = _Reader(environ, registry, problems)
         strict = reader.switch("NRL_PATCHES_STRICT", default=False)
         enabled = reader.switch("NRL_PATCHES", default=True)
@@ -74,7 +74,7 @@ class Settings:
                 disabled[patch.id] = "not named in NRL_PATCHES_ONLY"
         if enabled:
             problems += [
-                explain_problem(
+                Problem(
                     "NRL_PATCHES_FORCE",
                     expected="patches that may be applied",
                     found=f"{patch_id}, which is off: {disabled[patch_id]}",
@@ -82,7 +82,7 @@ class Settings:
                 )
                 for patch_id in sorted(forced & disabled.keys())
             ]
-            problems += [str(broken) for broken in registry.broken if broken.id not in excluded]
+            problems += [broken.problem for broken in registry.broken if broken.id not in excluded]
         # Patches for one defect may share an opt-out; what is wrong with it is said once.
         return cls(strict, disabled, forced - disabled.keys(), tuple(dict.fromkeys(problems)), enabled)
 
@@ -90,7 +90,7 @@ class Settings:
 class _Reader:
     """Reads single variables, and notes in ``problems`` what cannot be used."""
 
-    def __init__(self, environ: Mapping[str, str], registry: Registry, problems: list[str]) -> None:
+    def __init__(self, environ: Mapping[str, str], registry: Registry, problems: list[Problem]) -> None:
         self.environ = environ
         self.known = tuple(registry.patches)
         self.broken = tuple(broken.id for broken in registry.broken)
@@ -147,7 +147,7 @@ class _Reader:
         self._problem(variable, expected, _shown(part), f"{nearest}`nrl-patches list` shows every id")
 
     def _problem(self, variable: str, expected: str, found: str, next_step: str) -> None:
-        self.problems.append(explain_problem(variable, expected=expected, found=found, next_step=next_step))
+        self.problems.append(Problem(variable, expected=expected, found=found, next_step=next_step))
 
 
 def _meant(variable: str, known: Collection[str]) -> str:

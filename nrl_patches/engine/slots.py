@@ -1,4 +1,4 @@
-"""Replacing a callable, for everybody who holds it, and putting back exactly what was there.
+"""Replaces a callable for every reference to it, and restores exactly what was there.
 
 Each target has one slot, and each patch of that target one layer in it, so that layers can be taken away in any order.
 What is installed is a plain function: where the forward of a submodule is a ``wrapt.FunctionWrapper``, torch's compiler
@@ -33,7 +33,7 @@ from nrl_patches.engine.module_state import is_executing, process_module
 from nrl_patches.engine.reachability import reaches
 from nrl_patches.engine.references import Holders, find_copies, find_holders
 from nrl_patches.engine.targets import MARK, MISSING, Mark, MismatchError, Site, describe, locate
-from nrl_patches.errors import UndoError, explain_problem
+from nrl_patches.errors import Problem, UndoError
 
 __all__ = [
     "PROCESS_LOCK",
@@ -230,7 +230,7 @@ def check_removable(patch_id: str, fixes: Iterable[Fix]) -> None:
         slot = slot_of(patch_id, fix)
         if slot is not None and slot.intruder is not None:
             raise UndoError(
-                explain_problem(
+                Problem(
                     patch_id,
                     expected=f"{fix.target} as this package left it",
                     found=slot.intruder,

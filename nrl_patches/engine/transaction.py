@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -14,7 +15,7 @@ from nrl_patches.engine.affected import Decision
 from nrl_patches.engine.slots import PROCESS_LOCK, forget_if_gone, install, is_installed, slot_of, uninstall
 from nrl_patches.engine.status import Record
 from nrl_patches.engine.targets import MismatchError, check, locate
-from nrl_patches.errors import DriftedError, FailedError, RequiredPatchError, UndoError, explain_problem
+from nrl_patches.errors import DriftedError, FailedError, Problem, RequiredPatchError, UndoError
 
 __all__ = ["apply_fixes", "block", "check_own", "drifted", "failed", "remove_fixes"]
 
@@ -57,7 +58,7 @@ def check_own(patch: Patch, record: Record) -> None:
     """
     if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
         raise UndoError(
-            explain_problem(
+            Problem(
                 patch.id,
                 expected="a patch that this copy of nrl_patches applied",
                 found="; ".join((record.reason, *record.notes)),
@@ -94,13 +95,15 @@ def block(patch: Patch, message: str) -> None:
 def drifted(patch: Patch, mismatch: MismatchError, decision: Decision) -> DriftedError:
     """Return the error that tells how the target differs from what the fix was written for."""
     found = f"{mismatch.found} ({decision.reason})"
-    return DriftedError(explain_problem(patch.id, expected=mismatch.expected, found=found, next_step=_step(patch)))
+    return DriftedError(Problem(patch.id, expected=mismatch.expected, found=found, next_step=_step(patch)))
 
 
 def failed(patch: Patch, error: Exception) -> FailedError:
     """Return the error that tells what was raised instead of a fix, with that as its cause."""
     found = f"{type(error).__name__}: {error}"
-    message = explain_problem(patch.id, expected="its fix to be installed", found=found, next_step=_step(patch))
+    frames = traceback.extract_tb(error.__traceback__)
+    where = f"fix {frames[-1].filename}:{frames[-1].lineno}, or report it; " if frames else ""
+    message = Problem(patch.id, expected="its fix to be installed", found=found, next_step=f"{where}{_step(patch)}")
     failure = FailedError(message)
     failure.__cause__ = error
     return failure

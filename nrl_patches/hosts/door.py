@@ -81,7 +81,7 @@ def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str
         return
     _keep(path, error)
     said = str(error)
-    if "; next step: " not in said:  # Errors of ours have a better one.
+    if all(kind.__module__ != "nrl_patches.errors" for kind in type(error).__mro__):  # Those say what to do.
         beginning, end = (t.format(path=path, pid=os.getpid(), python=sys.executable) for t in (expected, next_step))
         said = f"{beginning}; found {type(error).__name__}: {said}; next step: {end}"
     consequence = "" if is_strict() else "; this process runs without any patch"

@@ -16,7 +16,7 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.matrix.names import parse_environment
 
 if TYPE_CHECKING:
@@ -127,7 +127,7 @@ class Evidence:
             return _evidence(json.loads(content))
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                explain_problem(
+                Problem(
                     str(file),
                     expected=f"what `nrl-patches matrix` writes, of schema {SCHEMA_VERSION}",
                     found=f"{type(error).__name__}: {error}" if content.strip() else "an empty file",

@@ -19,7 +19,7 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from nrl_patches.declaration import Patch
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.matrix.environments import BuildProblem, declared_requirement
 from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, write_whole
 from nrl_patches.matrix.fingerprint import fingerprint
@@ -115,7 +115,7 @@ class Workshop:
             yield
 
     def _explain(self, expected: str, found: str, step: str) -> str:
-        return explain_problem(str(self.folder), expected=expected, found=found, next_step=step)
+        return str(Problem(str(self.folder), expected=expected, found=found, next_step=step))
 
     def plan(self, selection: Selection, again: Again | None = None) -> list[Task]:
         """Ask the index what there is, and return what is left to measure.
@@ -269,9 +269,10 @@ def _with_remarks(known: Mapping[str, str], read: Mapping[str, str]) -> dict[str
 def _no_release(selection: Selection, versions: Sequence[Version]) -> str:
     wanted = selection.specifier or SpecifierSet()
     pre = [str(v) for v in sorted(versions) if v.is_prerelease and wanted.contains(v, prereleases=True)]
-    return explain_problem(
+    problem = Problem(
         f"releases {wanted}".rstrip(),
         expected="at least one on the index",
         found=f"only pre-releases: {', '.join(pre)}" if pre else f"none; the newest is {max(versions, default='none')}",
         next_step="add --pre" if pre else "give other --releases",
     )
+    return str(problem)

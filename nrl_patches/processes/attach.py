@@ -1,4 +1,4 @@
-"""What this process is to the others of its job: the children that it covers, and the record that it keeps."""
+"""Publishes the record of this process, and carries the patches into the children that it starts."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from nrl_patches.engine.log import tell
 from nrl_patches.engine.settings import VARIABLES
 from nrl_patches.engine.slots import PROCESS_LOCK
 from nrl_patches.engine.status import State, Status
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.processes.record import ProcessRecord
 from nrl_patches.processes.spawn import Carried, activation_path, carry, parent_version
 
-__all__ = ["join"]
+__all__ = ["attach"]
 
 
 @functools.cache
-def join(activation: Activation, version: str, *, replaced: bool = False) -> None:
+def attach(activation: Activation, version: str, *, replaced: bool = False) -> None:
     """Keep a record of an activation and cover the children of this process. Acts once, and not under NRL_PATCHES=0.
 
     Args:
@@ -50,7 +50,7 @@ def join(activation: Activation, version: str, *, replaced: bool = False) -> Non
                 "package": str(PurePath(__file__).parents[1]),
                 "activated_by": activation_path(),
                 "strict": activation.settings.strict,
-                "notes": notes,
+                "notes": [str(note) for note in notes],
                 "statuses": [
                     {"id": s.id, "state": str(s.state), "reason": s.reason, "notes": s.notes} for s in statuses()
                 ],
@@ -74,8 +74,8 @@ def join(activation: Activation, version: str, *, replaced: bool = False) -> Non
     carry(Carried(version, disabled, variables, activation.settings.strict))
 
 
-def _explain_upgrade(version: str) -> str:
-    return explain_problem(
+def _explain_upgrade(version: str) -> Problem:
+    return Problem(
         f"process {os.getpid()}",
         expected=f"the files of nrl_patches {version}, which this process has imported",
         found=f"others in {PurePath(__file__).parents[1]}, put there before the first target was imported here",
@@ -83,12 +83,12 @@ def _explain_upgrade(version: str) -> str:
     )
 
 
-def _explain_parent(version: str) -> list[str]:
+def _explain_parent(version: str) -> list[Problem]:
     parent = parent_version()
     if parent in {None, version}:
         return []
     return [
-        explain_problem(
+        Problem(
             f"process {os.getpid()}",
             expected=f"nrl_patches {parent}, as in the parent process",
             found=f"nrl_patches {version} in {PurePath(__file__).parents[1]}",

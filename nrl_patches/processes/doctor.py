@@ -101,17 +101,14 @@ def check_settings(environ: Mapping[str, str]) -> list[Finding]:
     registry, settings = activation().registry, activation().settings
     if not settings.enabled:
         return [Finding("NRL_PATCHES", f"{environ.get('NRL_PATCHES')!r}, which switches all off", "unset it")]
-    files = {str(broken): broken for broken in registry.broken}
-    subjects = [problem.partition(": expected ") for problem in settings.problems if problem not in files]
-    problems = [Finding(name, f"a problem: expected {rest}", "as said", unpatched=False) for name, _, rest in subjects]
-    problems += [
-        Finding(file.id, f"a patch that cannot be loaded: {file.file}: {file.error!r}", "install nrl-patches anew")
-        for problem, file in files.items()
-        if problem in settings.problems
+    broken = {file.problem for file in registry.broken}
+    problems = [
+        Finding(p.subject, f"{p.found}, not {p.expected}", p.next_step, unpatched=p in broken)
+        for p in settings.problems
     ]
     all_off = len(settings.disabled) == len(registry.patches)
     return problems + [
-        Finding(patch_id, f"that it is switched off: {reason}", "nothing, if that is meant", unpatched=all_off)
+        Finding(patch_id, f"that it is disabled: {reason}", "no action needed if intended", unpatched=all_off)
         for patch_id, reason in settings.disabled.items()
     ]
 
@@ -202,8 +199,14 @@ def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
     for record in process.records:
         if record.get("failure"):
             last = record["failure"].rstrip().splitlines()[-1]
-            findings.append(Finding(f"process {pid}", f"that importing nrl_patches raised {last}", "mend that"))
-        findings += [Finding(f"process {pid}", note, "as said") for note in record.get("notes", ())]
+            findings.append(
+                Finding(
+                    f"process {pid}",
+                    f"that importing nrl_patches raised {last}",
+                    "reinstall nrl-patches in that environment, and restart the process",
+                )
+            )
+        findings += [Finding(f"process {pid}", note, "restart the process") for note in record.get("notes", ())]
         rows = [(s["id"], s["state"], s["reason"], s["notes"]) for s in record["statuses"]]
         findings += judge(f"process {pid}", rows, "import nrl_patches first, before anything else")
     return findings
@@ -248,7 +251,7 @@ def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Findin
             )
         for note in notes:
             harmless = note.startswith(_HARMLESS)
-            todo = "nothing, if that is meant" if harmless else step
+            todo = "no action needed if intended" if harmless else step
             findings.append(Finding(f"{subject}: {patch_id}", note, todo, unpatched=not harmless))
     return findings
 

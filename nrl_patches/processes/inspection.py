@@ -31,6 +31,7 @@ _FIELDS = {
     "strict": bool,
     "notes": list,
     "failure": str,
+    "waits": str,
     "statuses": list,
 }
 """What a record may have, by name; nothing else is told."""
@@ -73,6 +74,7 @@ class Running:
             lines += ["  as of its last change, or of the last call of nrl_patches.status() there"] * bool(
                 record["statuses"]
             )
+            lines += [f"  {record['waits']}"] if record.get("waits") else []
             lines += [f"  {note}" for note in record.get("notes", ())]
             lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
             for status in record["statuses"]:

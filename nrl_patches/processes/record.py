@@ -1,7 +1,7 @@
 """What this process says about its patches to others who ask: ``nrl-patches status --pid``.
 
-The record is an anonymous file in memory (``memfd_create``). Nothing is written to disk, nobody is told, and whoever
-may look into the process finds it among its open files; it goes when the process goes.
+The record is an anonymous file in memory (``memfd_create``). Nothing is written to disk. Whoever
+may look into the process finds it among its open files; it is removed when the process exits.
 """
 
 from __future__ import annotations

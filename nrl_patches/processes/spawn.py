@@ -21,12 +21,12 @@ from typing import Any, NamedTuple
 
 from nrl_patches.engine.log import tell
 from nrl_patches.engine.module_state import process_module
-from nrl_patches.errors import FailedError, explain_problem
+from nrl_patches.errors import FailedError, Problem
 
 __all__ = ["Carried", "activation_path", "carry", "pack", "parent_version", "report_no_door"]
 
 _KEY = "nrl_patches"
-_ARRIVAL = """
+_CHILD_BOOTSTRAP = """
 import os
 sys.path = list(path)
 for name, value in environ.items():
@@ -76,7 +76,7 @@ class Carried(NamedTuple):
 _carried: list[Carried] = []
 
 
-class _Luggage:
+class _ActivationPayload:
     """Activates the patches wherever it is unpickled.
 
     Args:
@@ -110,14 +110,14 @@ def parent_version() -> str | None:
 
 def carry(carried: Carried) -> None:
     """Give something along to all children from now on."""
-    arrival()  # Read while it is there: the package may be replaced while a job runs.
+    child_bootstrap()  # Read while it is there: the package may be replaced while a job runs.
     _carried[:] = [carried]
 
 
 @functools.cache
-def arrival() -> str:
+def child_bootstrap() -> str:
     """Return the text that a child executes."""
-    return resources.files("nrl_patches.hosts").joinpath("door.py").read_text(encoding="utf-8") + _ARRIVAL
+    return resources.files("nrl_patches.hosts").joinpath("door.py").read_text(encoding="utf-8") + _CHILD_BOOTSTRAP
 
 
 def pack(data: dict[str, Any]) -> None:
@@ -127,8 +127,8 @@ def pack(data: dict[str, Any]) -> None:
         data: What ``multiprocessing.spawn.get_preparation_data`` returned.
     """
     for carried in _carried:
-        data[_KEY] = _Luggage(
-            arrival(),
+        data[_KEY] = _ActivationPayload(
+            child_bootstrap(),
             path=data.get("sys_path", sys.path),
             environ={variable: os.environ.get(variable) for variable in carried.variables},
             version=carried.version,
@@ -145,7 +145,7 @@ def report_no_door() -> None:
     Raises:
         FailedError: That, under strict mode.
     """
-    problem = explain_problem(
+    problem = Problem(
         "multiprocessing.spawn",
         expected="get_preparation_data",
         found="no such function in this version of Python",

@@ -184,7 +184,7 @@ def _verdict_on(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> t
     report = f"report it to {patch.upstream[0]} or narrow `affected`"
     for side, name in ((off, "without"), (on, "with")):
         if side is not None and side.present is None:
-            return Verdict.ERROR, f"{name} the patch {side.error}", "run `nrl-patches probe` by hand; mend the probe"
+            return Verdict.ERROR, f"{name} the patch {side.error}", "run `nrl-patches probe` by hand; fix the probe"
     if not off.present:
         if not covered:
             return Verdict.NOT_AFFECTED, "the defect is not there and not declared", ""

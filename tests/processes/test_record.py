@@ -358,7 +358,7 @@ def test_a_fork_that_python_does_not_notice(copy):
         assert (state(process.pid), state(child)) == ("waiting", "applied")
     with job(copy, unnoticed.replace("import standin.core", "")) as process:
         child = int(line(process))
-        _, note = told(child)["notes"]
+        (note,) = told(child)["notes"]
         assert note == (
             f"this is the record of process {process.pid}: the process was forked from it unnoticed by Python"
         )

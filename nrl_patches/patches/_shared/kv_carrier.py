@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Patch, objection_unless
 from nrl_patches.declaration import Guard
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 from nrl_patches.patches._shared.kv_projections import note_idle_projections
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
         lost = sorted({str(donor) for donor, index in self if (donor, index) in self.fetched})
         if lost:
             logging.getLogger("nrl_patches").warning(
-                explain_problem(
+                Problem(
                     "KV-shared layers under reentrant checkpointing",
                     expected="the layers that share keys and values to be differentiated before those that own them",
                     found=f"a gradient for the keys and values of {', '.join(lost)} that came afterwards, and is lost",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Patch, objection_unless
-from nrl_patches.errors import explain_problem
+from nrl_patches.errors import Problem
 
 IDLE = ("k_proj", "v_proj", "k_norm", "v_norm")
 
@@ -77,7 +77,7 @@ def note_idle_projections(attention: Any) -> None:
 @functools.cache
 def _tell() -> None:
     logging.getLogger("nrl_patches").warning(
-        explain_problem(
+        Problem(
             "KV-shared layers",
             expected="a model built after the patch was applied, whose shared layers have no k_proj and v_proj",
             found="one that has them, though they get no gradient: DDP stops at its second step",

@@ -1,7 +1,27 @@
+from pathlib import Path
+
 import pytest
 from standins import COUNT, Sandbox
 
 from nrl_patches.engine.import_hooks import withdraw
+
+HERE = Path(__file__).parent
+SLOW = {
+    "patches": "releases",
+    "processes": "processes",
+    "test_contract.py": "releases",
+    "test_matrix_command.py": "processes",
+}
+"""The marker of what lies there, by a part of the path; everything else is ``fast``."""
+
+
+def pytest_collection_modifyitems(items):
+    """Mark every test by what it needs: upstream releases, whole processes, or neither."""
+    for item in items:
+        markers = {SLOW[part] for part in item.path.relative_to(HERE).parts if part in SLOW}
+        markers |= {"releases" for mark in item.iter_markers("xdist_group") if "==" in str(mark.args)}
+        for marker in sorted(markers) or ["fast"]:
+            item.add_marker(marker)
 
 
 @pytest.fixture

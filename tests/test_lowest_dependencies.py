@@ -41,6 +41,6 @@ def test_the_command_line_starts(run, command):
 
 
 def test_the_engine_passes_its_tests(run):
-    files = ("test_activation.py", "test_affected.py", "test_hooks.py", "test_replacement.py")
-    done = run("pytest", "-q", "-p", "no:cacheprovider", *(f"tests/{file}" for file in files))
+    files = ("test_activation.py", "test_affected.py", "test_import_hooks.py", "test_slots.py")
+    done = run("pytest", "-q", "-p", "no:cacheprovider", *(f"tests/engine/{file}" for file in files))
     assert done.returncode == 0, done.stdout

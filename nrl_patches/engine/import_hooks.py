@@ -1,10 +1,10 @@
 """Post-import hooks: call back whenever a module has finished executing.
 
 wrapt's own ``register_post_import_hook`` does not give what activation guarantees, each measured on wrapt 2.5.2 and
-kept on record in ``tests/test_hooks.py``: it fires once only (a reload or a second import goes unseen), it fires at
-once for a module that another frame is still executing, and its finder imports the parent package on the way, which
-deadlocks when that package is waiting for the thread that imports the child. This one leaves the finding to the
-finders below it and observes execution alone.
+kept on record in ``tests/engine/test_import_hooks.py``: it fires once only (a reload or a second import goes unseen),
+it fires at once for a module that another frame is still executing, and its finder imports the parent package on the
+way, which deadlocks when that package is waiting for the thread that imports the child. This one leaves the finding to
+the finders below it and observes execution alone.
 """
 
 from __future__ import annotations

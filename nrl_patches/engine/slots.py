@@ -2,11 +2,12 @@
 
 Each target has one slot, and each patch of that target one layer in it, so that layers can be taken away in any order.
 What is installed is a plain function: where the forward of a submodule is a ``wrapt.FunctionWrapper``, torch's compiler
-skips it and traces the original without a word (``tests/test_wrapping_trap.py`` keeps that on record).
+skips it and traces the original without a word (``tests/engine/test_wrapping_trap.py`` keeps that on record).
 
 Assigning ``__code__`` in place would spare the search for holders. It is not done: its trampoline either refuses the
 parameters that a fix adds or breaks the graphs of what dynamo traced before, builtins and foreign wrappers would
-need the search all the same, and warnings would blame another file. ``tests/test_why_not_code_swap.py`` has the trial.
+need the search all the same, and warnings would blame another file. ``tests/engine/test_why_not_code_swap.py`` has the
+trial.
 """
 
 from __future__ import annotations

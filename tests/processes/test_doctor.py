@@ -150,10 +150,10 @@ def test_all_patches_switched_off_one_by_one(copy):
 def test_switches(copy):
     copy.patch("other", opt_out="NRL_DISABLE_OTHER")
     off = only(copy, NRL_DISABLE_COUNT="1")
-    assert (off["subject"], off["found"]) == ("standin.count", "that it is switched off: NRL_DISABLE_COUNT=1")
+    assert (off["subject"], off["found"]) == ("standin.count", "that it is disabled: NRL_DISABLE_COUNT=1")
     typo = only(copy, NRL_PATCHES_DISABLE="standin.cuont")
     assert typo["subject"] == "NRL_PATCHES_DISABLE"
-    assert "did you mean standin.count?" in typo["found"]
+    assert "did you mean standin.count?" in typo["next_step"]
     assert not off["unpatched"]
     assert not typo["unpatched"]
 
@@ -162,7 +162,7 @@ def test_a_patch_file_that_cannot_be_loaded(copy):
     file = copy.write("nrl_patches/patches/standin/broken.py", "raise KeyError('mine')\n")
     finding = only(copy)
     assert (finding["subject"], finding["unpatched"]) == ("standin.broken", True)
-    assert finding["found"] == f"a patch that cannot be loaded: {file}: KeyError('mine')"
+    assert finding["found"] == f"that it cannot be loaded: {file}: KeyError: 'mine', not a patch file"
     assert only(copy, NRL_PATCHES_DISABLE="standin.count,standin.broken")["subject"] == "standin.count"
 
 

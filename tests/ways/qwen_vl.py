@@ -8,6 +8,7 @@ import contextlib
 import copy
 import functools
 import io
+import json
 import pickle
 import tempfile
 from functools import partial
@@ -49,7 +50,7 @@ def base(family):
 
 
 def renamed(kind):
-    return type(f"My{kind.__name__}", (kind,), {"__module__": kind.__module__})
+    return type(f"My{kind.__name__}", (kind,), {})
 
 
 def loaded(family, door):
@@ -133,6 +134,38 @@ def adapter_lost(model, family):
     return len(wrong) / len(expected)
 
 
+@functools.cache
+def incomplete(family):
+    """Write the checkpoint without a tensor of the text and one of the tower; return the folder and their names."""
+    from safetensors.torch import load_file, save_file
+
+    folder, expected = checkpoint(family)
+    out = Path(tempfile.mkdtemp(prefix="nrl-patches-ways-"))
+    left_out = [
+        next(n for n in expected if part in n and n.endswith(".weight")) for part in ("language_model", "visual")
+    ]
+    hub = {qwen_vl_rules.hub_name(name) for name in left_out}
+    for file in folder.iterdir():
+        if file.suffix == ".safetensors":
+            save_file({n: t for n, t in load_file(file).items() if n not in hub}, out / file.name, {"format": "pt"})
+        else:
+            (out / file.name).write_text(file.read_text(encoding="utf-8"), encoding="utf-8")
+    index = out / "model.safetensors.index.json"
+    listed = json.loads(index.read_text(encoding="utf-8"))
+    listed["weight_map"] = {n: file for n, file in listed["weight_map"].items() if n not in hub}
+    index.write_text(json.dumps(listed), encoding="utf-8")
+    return out, left_out
+
+
+def untold(family, door):
+    """What unpatched users are saved by is the list of missing keys: what a checkpoint lacks must still be in it."""
+    folder, left_out = incomplete(family)
+    _, told = door(family).from_pretrained(folder, output_loading_info=True)
+    return float(
+        {name.removeprefix("model.") for name in told["missing_keys"]} != {n.removeprefix("model.") for n in left_out}
+    )
+
+
 def quietly(way):
     with quiet(), contextlib.redirect_stdout(io.StringIO()):
         return way()
@@ -151,6 +184,7 @@ def ways():
     for family in qwen_vl_rules.HEADS:
         for name, door in doors.items():
             yield f"{family} by {name}", partial(quietly, partial(loaded, family, door))
+            yield f"{family} by {name}, of an incomplete checkpoint", partial(quietly, partial(untold, family, door))
         for name, way in {
             "by keyword and device_map": dispatched,
             "saved by a subclass": subclass_saved,

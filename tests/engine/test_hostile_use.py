@@ -346,7 +346,7 @@ def test_a_target_that_is_younger_than_the_freeze_is_not_hidden(counting):
 def test_a_broken_file_is_named_and_can_be_switched_off(counting, caplog):
     counting.write(f"{counting.patches}/broken.py", "1/0")
     counting.activate()
-    assert "broken: cannot be loaded: " in caplog.text
+    assert "broken: expected a patch file; found that it cannot be loaded: " in caplog.text
     assert "broken.py: ZeroDivisionError" in caplog.text
     counting.activate(NRL_PATCHES_STRICT="1", NRL_PATCHES_DISABLE="broken")
     counting.activate(NRL_PATCHES_STRICT="1", NRL_PATCHES="0")

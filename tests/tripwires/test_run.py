@@ -191,7 +191,7 @@ def test_a_patch_file_that_cannot_be_loaded_fails_the_run(copy):
     copy.write("nrl_patches/patches/standin/broken.py", "1/0")
     done = copy.tripwires("--format", "json")
     assert done.returncode == 1
-    assert "standin.broken: cannot be loaded: " in done.stderr
+    assert "standin.broken: expected a patch file; found that it cannot be loaded: " in done.stderr
     assert "broken.py: ZeroDivisionError: division by zero" in done.stderr
 
 

@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 else:
     _SpecifierType = click.ParamType
 
-_TO_REPORT = ("matplotlib",)
+_TO_REPORT = ("jinja2", "matplotlib")
 _TO_MEASURE = ("psutil", "pypi_simple", "torch", "uv")
 _FOLDER = ".nrl-patches-matrix"
 

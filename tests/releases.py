@@ -5,10 +5,13 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from unittest import mock
 
 from standins import ROOT
 
-from nrl_patches.matrix.environments import Part, build, build_part, variables
+from nrl_patches.matrix.environments import Part, variables
+from nrl_patches.matrix.environments import build as build_environment
+from nrl_patches.matrix.environments import build_part as build_folder
 
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
@@ -48,6 +51,22 @@ ENVIRONMENTS = (
 
 PEFT = Part(("peft==0.21.2",))
 """One version imports on all of them, and finds what it needs in the base."""
+
+
+AS_OF = {"UV_EXCLUDE_NEWER": "2026-11-26"}
+"""What the releases require is resolved as of this day, so that a red run today means the same tomorrow."""
+
+
+def build(environment, folder):
+    """Install what is missing of an environment and return its folders."""
+    with mock.patch.dict(os.environ, AS_OF):
+        return build_environment(environment, folder)
+
+
+def build_part(part, folder):
+    """Install a part of one, if it is missing, and return its folder."""
+    with mock.patch.dict(os.environ, AS_OF):
+        return build_folder(part, folder)
 
 
 def run_on(environment, script, *args, timeout=600, **environ):

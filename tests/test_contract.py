@@ -11,14 +11,13 @@ import json
 
 import pytest
 from packaging.version import Version
-from releases import ENVIRONMENTS, FOLDER, PEFT, results, run_on
+from releases import ENVIRONMENTS, FOLDER, PEFT, build_part, results, run_on
 from standins import ROOT
 from ways.subjects import RULE, SUBJECTS
 
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.distributions import Installed
 from nrl_patches.engine.registry import load
-from nrl_patches.matrix.environments import build_part
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 
 SCRIPT = ROOT / "tests" / "contract_side.py"

@@ -7,7 +7,6 @@ The import itself loads next to nothing, see :mod:`nrl_patches.front_door`; the 
 first used.
 """
 
-import nrl_patches.run_as_module as _  # noqa: F401 - before everything else, see there
 from nrl_patches import front_door
 
 TYPE_CHECKING = False

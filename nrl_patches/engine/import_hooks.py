@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 
 import wrapt
 
-from nrl_patches.engine import meta_path
+from nrl_patches import meta_path
 from nrl_patches.engine.module_state import is_executing, is_lazy, namespace
 
 if TYPE_CHECKING:

@@ -1,7 +1,5 @@
 """``sys.meta_path``, with finders that are asked first whatever others do to the list. Imports next to nothing."""
 
-from __future__ import annotations
-
 import sys
 
 TYPE_CHECKING = False
@@ -22,11 +20,11 @@ class _MetaPath(list):  # type: ignore[type-arg]
     own affair, and only the iteration, which is all that the import system does, begins with those that are kept first.
     """
 
-    def __init__(self, finders: list[Any], first: object) -> None:
+    def __init__(self, finders: "list[Any]", first: object) -> None:
         super().__init__(finders)
         self._nrl_patches_finders = [first]
 
-    def __iter__(self) -> Iterator[Any]:
+    def __iter__(self) -> "Iterator[Any]":
         """Iterate over the finders, each once, those that are kept first before all others."""
         kept = tuple(self._nrl_patches_finders)
         yield from kept
@@ -50,6 +48,8 @@ def put_first(finder: object) -> bool:
         return False
     if kept is not None:
         kept.append(finder)
+        if finder not in list.__iter__(there):  # Who copies the list copies this.
+            there.insert(0, finder)
     else:
         listed = list(there)
         sys.meta_path = _MetaPath(listed if finder in listed else [finder, *listed], finder)

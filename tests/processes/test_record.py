@@ -171,7 +171,7 @@ def test_a_patch_file_that_cannot_be_loaded(copy):
         line(process)
         found = {status["id"]: status for status in told(process.pid)["statuses"]}
         assert found["standin.broken"]["state"] == "failed"
-        assert found["standin.broken"]["reason"].endswith("KeyError: 'mine'")
+        assert "broken.py: KeyError: 'mine'; next step: " in found["standin.broken"]["reason"]
         assert asked(copy, "--pid", process.pid).returncode == 1
 
 

@@ -23,9 +23,9 @@ from contextlib import nullcontext
 
 import tiny
 import torch
-from nrl_patches.patches.vllm._constants import UNQUANTIZED
 
 import nrl_patches
+from nrl_patches.patches._shared.dummy_load import UNQUANTIZED
 
 CONSTANTS, LAYER_SCALE = "vllm.dummy_load_constants", "vllm.radio_layer_scale"
 

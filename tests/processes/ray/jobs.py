@@ -45,7 +45,10 @@ def probe():
 def look():
     """Tell what is known without importing anything."""
     activated = sys.modules.get("nrl_patches")
-    status = str(activated.status()[PATCH]) if activated else "nrl_patches is not imported"
+    try:
+        status = str(activated.status()[PATCH]) if activated else "nrl_patches is not imported"
+    except ImportError as error:  # The worker has the package, and not what its engine needs.
+        status = f"cannot be loaded: {error}"
     failure = getattr(sys.modules.get("nrl_patches_hosts.door"), "failure", None)
     return {"status": status, "mine": os.environ.get("MINE"), "failure": failure}
 

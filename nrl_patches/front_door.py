@@ -112,8 +112,9 @@ def cover(spawn: "ModuleType") -> None:
         FailedError: Under strict mode, that it is not as it was in all versions of Python up to now.
     """
     original: Callable[[str], dict[str, Any]] | None = getattr(spawn, "get_preparation_data", None)
-    if original is None:
-        activation()
+    if original is None and _door.activation is None:
+        activation()  # It comes here again.
+    elif original is None:
         from nrl_patches.processes.spawn import report_no_door  # noqa: PLC0415 - see the module docstring
 
         report_no_door()

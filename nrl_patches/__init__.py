@@ -23,6 +23,7 @@ if TYPE_CHECKING:
         RequiredPatchError,
         SettingsError,
         UndoError,
+        UnmeasuredError,
     )
 
     _activation: Activation = front_door.activation()
@@ -42,6 +43,7 @@ __all__ = [
     "State",
     "Status",
     "UndoError",
+    "UnmeasuredError",
     "__version__",
     "activated_by",
     "apply",

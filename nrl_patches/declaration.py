@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 from nrl_patches.engine.affected import Affected
 from nrl_patches.engine.distributions import import_package
+from nrl_patches.engine.upstream_code import PLACE
 from nrl_patches.errors import DeclarationError
 
 __all__ = ["HEADINGS", "Build", "Fix", "Guard", "Observation", "Patch", "Probe"]
@@ -85,6 +86,9 @@ class Patch:
         upstream: Links to the upstream issues and pull requests, most important first.
         opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
             only if they are for one defect.
+        relies_on: Places in the code of the distributions, beside the targets, that decide whether the defect is there
+            and whether the fix repairs it; see :mod:`nrl_patches.engine.upstream_code` for their form. A release that
+            nobody has measured is taken for the last measured one if these and the targets are what they were there.
         required: Whether running without it is worse than not running: a target that could not be fixed then raises
             when it is called, rather than computing something wrong.
 
@@ -99,6 +103,7 @@ class Patch:
         affected: str | Sequence[str] = (),
         upstream: Sequence[str] = (),
         opt_out: str = "",
+        relies_on: Sequence[str] = (),
         required: bool = False,
         **unknown: object,
     ) -> None:
@@ -106,6 +111,7 @@ class Patch:
         self.id = module.removeprefix(_BUILTIN_PATCHES)
         self.upstream = tuple(upstream)
         self.opt_out = opt_out
+        self.relies_on = tuple(relies_on)
         self.required = required
         self.fixes: tuple[Fix, ...] = ()
         self._probe: Probe | None = None
@@ -119,6 +125,9 @@ class Patch:
             raise self._error("upstream: needs at least one https link to the issue or pull request")
         if not _OPT_OUT.fullmatch(opt_out):
             raise self._error(f"opt_out: needs a variable named NRL_DISABLE_…, not {opt_out!r}")
+        strange = [place for place in self.relies_on if not PLACE.fullmatch(place) or not self._is_about(place)]
+        if isinstance(relies_on, str) or strange:
+            raise self._error(f"relies_on: needs module:qualname of a distribution in affected, not {relies_on!r}")
 
     def __repr__(self) -> str:
         """Return the id in the form in which it is searched for."""
@@ -133,8 +142,7 @@ class Patch:
         """
         if not _TARGET.fullmatch(target):
             raise self._error(f"fix: target needs the form module:qualname, not {target!r}")
-        packages = {import_package(name) for name in self.affected.distributions}
-        if target.partition(":")[0].partition(".")[0] not in packages:
+        if not self._is_about(target):
             raise self._error(f"fix: {target!r} belongs to none of the distributions in affected")
         if target in {fix.target for fix in self.fixes}:
             raise self._error(f"fix: {target!r} has two fixes")
@@ -168,6 +176,11 @@ class Patch:
         return seen
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The targets and what the patch relies on beside them, each once."""
+        return tuple(dict.fromkeys([*(fix.target for fix in self.fixes), *self.relies_on]))
+
+    @property
     def doc(self) -> str:
         """The docstring of the patch file."""
         return inspect.cleandoc(_docstring(sys.modules.get(self.module)))
@@ -192,6 +205,10 @@ class Patch:
         missing = [h for h in headings if not re.search(rf"^{h}: \S", self.doc, re.MULTILINE)]
         if missing:
             raise self._error(f"docstring: lacks {', '.join(missing)}")
+
+    def _is_about(self, place: str) -> bool:
+        package = place.partition(":")[0].partition(".")[0]
+        return package in {import_package(name) for name in self.affected.distributions}
 
     def _error(self, what: str) -> DeclarationError:
         file = getattr(sys.modules.get(self.module), "__file__", None) or self.module

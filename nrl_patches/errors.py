@@ -13,6 +13,7 @@ __all__ = [
     "RequiredPatchError",
     "SettingsError",
     "UndoError",
+    "UnmeasuredError",
 ]
 
 
@@ -46,6 +47,10 @@ class RequiredPatchError(PatchError):
 
 class UndoError(PatchError):
     """A patch cannot be undone, for example because another party has patched on top of it."""
+
+
+class UnmeasuredError(PatchError):
+    """Nobody has measured whether this release has the defect (raised under strict mode only)."""
 
 
 @dataclass(frozen=True)

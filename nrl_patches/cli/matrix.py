@@ -25,6 +25,7 @@ from nrl_patches.matrix.report.panels import panels
 from nrl_patches.matrix.report.picture import draw, to_png, to_svg
 from nrl_patches.matrix.runner import jobs_here
 from nrl_patches.matrix.session import Again, NotOursError, Workshop, disk_usage
+from nrl_patches.matrix.update import checkout, write_evidence, write_ranges, write_readme
 
 __all__ = ["matrix"]
 
@@ -64,6 +65,7 @@ class _Releases(_SpecifierType):
 @click.option("--folder", default=_FOLDER, show_default=True, type=click.Path(path_type=Path), help="Works here.")
 @click.option("--output", type=click.Path(path_type=Path), help="Writes the report here; FOLDER/report by default.")
 @click.option("--offline", is_flag=True, help="Measure nothing; only report what is known.")
+@click.option("--update", is_flag=True, help="Write the ranges and the evidence into this checkout of the project.")
 @click.option("--clean", is_flag=True, help="Delete what earlier runs left in FOLDER, and do nothing else.")
 def matrix(  # noqa: PLR0913 - one parameter per option
     *,
@@ -77,6 +79,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     folder: Path,
     output: Path | None,
     offline: bool,
+    update: bool,
     clean: bool,
 ) -> None:
     """Measure every patch on every upstream release, and compare that with what the patches declare.
@@ -84,6 +87,9 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     Installs each release in a folder of its own, beside the torch of this interpreter, runs the tripwires there, and
     writes matrix.json, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package was released
     with; can be interrupted at any time.
+
+    With --update, a range that is not what was measured is replaced in its patch file, and the evidence in the package.
+    What a new range names is measured as declared by the next run: run it again until it exits with 0.
 
     Exits with 0 if every declaration is exactly what was measured, 1 if one is not, 2 if the command is misused, and 3
     if nothing could be said.
@@ -111,6 +117,8 @@ def matrix(  # noqa: PLR0913 - one parameter per option
                 tasks = workshop.plan(Selection(releases, prereleases=pre), again)
                 _measure(workshop, tasks, jobs or jobs_here())
             agrees = _report(workshop, output or workshop.report)
+            if update:
+                agrees &= _update(workshop, output or workshop.report)
     except IndexProblem as problem:
         step = "try again, or add --offline for a report on what is known"
         said = Problem("the package index", expected="its releases", found=str(problem), next_step=step)
@@ -182,6 +190,18 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     write_whole(folder / "matrix.html", page(shown, caption=caption, svg=svg, declarations=lines, facts=facts))
     click.echo(f"the report is in {folder}", err=True)
     return not any(judgement.objections for judgement in judgements)
+
+
+def _update(workshop: Workshop, report: Path) -> bool:
+    """Write what was measured into the checkout; return whether that changed no range."""
+    root = checkout()
+    judgements = [judge(p, workshop.evidence, workshop.codes[p.id]) for p in workshop.patches.values()]
+    changed = write_ranges(judgements)
+    for patch_id in changed:
+        click.echo(f"{patch_id}: now {workshop.patches[patch_id].affected}; run this again", err=True)
+    write_evidence(report, root)
+    write_readme(workshop.patches.values(), workshop.evidence, root)
+    return not changed
 
 
 def _bytes(count: int) -> str:

@@ -13,11 +13,16 @@ from nrl_patches.engine.slots import slot_of
 from nrl_patches.engine.status import Record, State, Status
 from nrl_patches.engine.targets import MismatchError
 from nrl_patches.engine.transaction import apply_fixes, block, drifted, failed
-from nrl_patches.errors import DriftedError, PatchError, Problem
+from nrl_patches.errors import DriftedError, PatchError, Problem, UnmeasuredError
 
-__all__ = ["UNAFFECTED", "Outcome", "give_up", "settle", "unapplicable"]
+__all__ = ["DECIDED", "Outcome", "give_up", "settle", "unapplicable"]
 
-UNAFFECTED = {Answer.NO: State.NOT_AFFECTED, Answer.NOT_INSTALLED: State.NOT_INSTALLED}
+DECIDED = {
+    Answer.NO: State.NOT_AFFECTED,
+    Answer.NOT_INSTALLED: State.NOT_INSTALLED,
+    Answer.UNMEASURED: State.UNMEASURED,
+}
+"""The states that the versions and the code decide, before any guard is asked."""
 
 
 @dataclass(frozen=True)
@@ -48,9 +53,8 @@ def settle(
         decision: What the versions say.
         forced: Whether they are to be ignored.
     """
-    if decision.answer in UNAFFECTED and not forced:
-        record.state, record.reason = UNAFFECTED[decision.answer], decision.reason
-        return Outcome()
+    if decision.answer in DECIDED and not forced:
+        return _leave(patch, record, decision)
     try:
         notes = apply_fixes(patch, fixes, module)
     except MismatchError as mismatch:
@@ -68,6 +72,16 @@ def settle(
     reason = _why(decision, forced=forced)
     record.state, record.reason, record.traceback = State.APPLIED, reason, ""
     return Outcome(text="" if again else f"applied {patch.id}: {'; '.join((reason, *record.notes))}")
+
+
+def _leave(patch: Patch, record: Record, decision: Decision) -> Outcome:
+    state = DECIDED[decision.answer]
+    said = (record.state, record.reason) == (state, decision.reason)
+    record.state, record.reason = state, decision.reason
+    if state is not State.UNMEASURED:
+        return Outcome()
+    error = UnmeasuredError(_unmeasured(patch, decision))
+    return Outcome(logging.WARNING, "" if said else f"{state}: {error}", error)
 
 
 def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
@@ -93,9 +107,20 @@ def unapplicable(patch: Patch, status: Status) -> Problem:
     """Return the message that tells why a patch that somebody wants applied is not."""
     if status.state is State.DISABLED:
         expected, step = "a patch that is not switched off", "take that back, and start the process anew"
+    elif status.state is State.UNMEASURED:
+        expected, step = "a release that was measured", _measure(patch)
     else:
         expected, step = "a release with the defect", f"nothing; NRL_PATCHES_FORCE={patch.id} applies it all the same"
     return Problem(patch.id, expected=expected, found=f"{status.state}: {status.reason}", next_step=step)
+
+
+def _unmeasured(patch: Patch, decision: Decision) -> Problem:
+    edges = " and ".join(f"{name} {edge}" for name, edge in decision.edges.items())
+    return Problem(patch.id, f"{edges}, or its code", decision.reason, _measure(patch))
+
+
+def _measure(patch: Patch) -> str:
+    return f"`nrl-patches tripwires {patch.id}` measures it here; NRL_PATCHES_FORCE={patch.id} applies it unmeasured"
 
 
 def _why(decision: Decision, *, forced: bool) -> str:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nrl_patches.declaration import Patch
 
-__all__ = ["Record", "State", "Status"]
+__all__ = ["TROUBLE", "Record", "State", "Status"]
 
 
 class State(str, enum.Enum):
@@ -18,10 +18,15 @@ class State(str, enum.Enum):
     NOT_INSTALLED = "not-installed"
     NOT_AFFECTED = "not-affected"
     DISABLED = "disabled"
+    UNMEASURED = "unmeasured"
     DRIFTED = "drifted"
     FAILED = "failed"
 
     __str__ = str.__str__
+
+
+TROUBLE = frozenset({State.UNMEASURED, State.DRIFTED, State.FAILED})
+"""What a user must know of: the patch may be needed, and is not there."""
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,18 @@ import importlib.util
 from collections.abc import Callable, Iterator
 
 from nrl_patches.declaration import Patch
+from nrl_patches.engine.upstream_code import shown
 
 __all__ = ["fingerprint"]
 
-_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out"})
-_NOT_CODE = frozenset({"ctx", "kind", "type_comment", "type_params"})  # Some Pythons have them, some not.
+_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out", "relies_on"})
 
 
 def fingerprint(patch: Patch) -> str:
     """Return 12 hexadecimal digits that change when the code of a patch does; the same under every Python."""
     digest = hashlib.sha256()
     for tree in _trees(patch.module).values():
-        digest.update(_shown(tree).encode())
+        digest.update(shown(tree, _without_declaration).encode())
     return digest.hexdigest()[:12]
 
 
@@ -63,17 +63,12 @@ def _imported(tree: ast.AST, module: str) -> Iterator[str]:
             yield from (origin, *(f"{origin}.{name.name}" for name in node.names))
 
 
-def _shown(node: object) -> str:
-    # Not ast.dump: what that shows of empty fields is another thing in every Python.
-    if isinstance(node, list):
-        return f"[{','.join(_shown(item) for item in node if not _is_docstring(item))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in _NOT_CODE and value not in (None, [])}
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Patch":
-        fields["keywords"] = [keyword for keyword in node.keywords if keyword.arg not in _FOR_PEOPLE]
-    return f"{type(node).__name__}({','.join(f'{name}={_shown(value)}' for name, value in fields.items())})"
-
-
-def _is_docstring(node: object) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def _without_declaration(node: ast.AST, name: str, value: object) -> object:
+    if (
+        name == "keywords"
+        and isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id == "Patch"
+    ):
+        return [keyword for keyword in node.keywords if keyword.arg not in _FOR_PEOPLE]
+    return value

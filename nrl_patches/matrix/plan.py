@@ -10,22 +10,15 @@ from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from nrl_patches.declaration import Patch
-from nrl_patches.engine.affected import Range
+from nrl_patches.engine.affected import FLOORS, Range
 from nrl_patches.matrix.index import Release
 from nrl_patches.matrix.names import FUTURE, name_environment, parse_environment
 
-__all__ = ["COMPANIONS", "FLOORS", "MARGIN", "Selection", "Task", "axis", "declared_finals", "is_in_scope", "plan"]
+__all__ = ["COMPANIONS", "MARGIN", "Selection", "Task", "axis", "declared_finals", "is_in_scope", "plan"]
 
 
 MARGIN = 2
 """How many releases before and after the declared ones are measured too."""
-
-FLOORS: Mapping[str, Version] = {"vllm": Version("0.6.3")}
-"""Nothing older is measured or judged, though a defect may be there too: a declared range may begin there.
-
-vLLM: in every release from there on the probes run with what :data:`~nrl_patches.matrix.environments.RECIPES` puts
-beside it; 0.6.2 calls itself 0.6.1.dev238, and those before 0.6.0 import more than that (librosa, outlines, triton).
-"""
 
 COMPANIONS: Mapping[str, str] = {"nemo-automodel": "transformers", "peft": "transformers"}
 """Distributions that do not import without another one that has patches of its own."""

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nrl_patches
-from nrl_patches.engine.status import State
+from nrl_patches.engine.status import TROUBLE
 from nrl_patches.front_door import activation
 from nrl_patches.processes.autowrapt import GROUP, NOT_EXECUTED, VARIABLE, covering
 from nrl_patches.processes.inspection import look_into
@@ -245,7 +245,7 @@ def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Findin
     """
     findings = []
     for patch_id, state, reason, notes in rows:
-        if state in {State.DRIFTED, State.FAILED}:
+        if state in TROUBLE:
             findings.append(
                 Finding(f"{subject}: {patch_id}", f"{state}: {reason}", f"`nrl-patches explain {patch_id}`")
             )

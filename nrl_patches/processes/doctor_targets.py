@@ -15,7 +15,7 @@ from typing import Any
 import nrl_patches
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer
-from nrl_patches.engine.distributions import find_installed
+from nrl_patches.engine.decision import decide
 from nrl_patches.front_door import activation
 from nrl_patches.processes.doctor import TIMEOUT, Finding, judge, lenient
 from nrl_patches.processes.launch import Ended, describe_end, run_code
@@ -91,7 +91,7 @@ def _is_due(patch: Patch) -> bool:
     settings = activation().settings
     if patch.id in settings.disabled:
         return False
-    return patch.id in settings.forced or patch.affected.decide(find_installed).answer in {Answer.YES, Answer.UNDECIDED}
+    return patch.id in settings.forced or decide(patch).answer in {Answer.YES, Answer.UNDECIDED}
 
 
 def _findings(

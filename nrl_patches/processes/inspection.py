@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nrl_patches.engine.status import TROUBLE
 from nrl_patches.hosts.door import OFF, RECORD
 from nrl_patches.processes.autowrapt import GROUP, VARIABLE
 
@@ -121,7 +122,7 @@ def descendants(pid: int) -> list[int]:
 def is_in_trouble(process: Running) -> bool:
     """Whether a patch has drifted or failed in a process, or nrl_patches could not be imported or is missing there."""
     return process.unpatched or any(
-        record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
+        record.get("failure") or any(status["state"] in TROUBLE for status in record["statuses"])
         for record in process.records
     )
 

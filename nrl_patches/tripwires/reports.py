@@ -41,12 +41,12 @@ def headline(tripwires: Sequence[Tripwire], allowed: Collection[Verdict] = ()) -
 
 
 def as_text(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """One row per patch, then one paragraph per failing patch."""
+    """One row per patch, then one paragraph per patch about which something is to be done."""
     width = max((len(t.id) for t in tripwires), default=0)
     lines = [headline(tripwires, allowed), ""]
     lines += [f"{t.verdict:<14}{t.id:<{width}}  {t.seconds:5.1f} s" for t in tripwires]
     for t in tripwires:
-        if t.verdict not in PASSING:
+        if t.next_step:
             lines += ["", f"{t.id}: {t.verdict}", f"  found:     {t.sentence}", f"  next step: {t.next_step}"]
             lines += [f"  file:      {t.file}", f"  upstream:  {t.upstream[0]}"]
     return "\n".join(lines) + "\n"
@@ -100,12 +100,12 @@ def as_markdown(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> 
 
 
 def as_github(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """One annotation per patch that does not pass; allowed ones are warnings."""
+    """One annotation per patch about which something is to be done: allowed ones are warnings, passing ones notices."""
     bad = failing(tripwires, allowed)
     lines = [headline(tripwires, allowed)]
     for t in tripwires:
-        if t.verdict not in PASSING:
-            level = "error" if t in bad else "warning"
+        if t.next_step:
+            level = "error" if t in bad else "notice" if t.verdict in PASSING else "warning"
             title = f"{t.id}: {t.verdict}".replace(":", "%3A").replace(",", "%2C")
             lines.append(f"::{level} title={title}::{_annotation(f'{t.sentence}. Next step: {t.next_step}')}")
     return "\n".join(lines) + "\n"

@@ -14,7 +14,8 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nrl_patches.declaration import Patch
-from nrl_patches.engine.affected import Answer
+from nrl_patches.engine.affected import Answer, Decision
+from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.processes.launch import describe_end, run_code
 
@@ -116,7 +117,7 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
         timeout: Seconds that one side may take before it is killed.
         off: The side without the patch, where it was run already.
     """
-    decision = patch.affected.decide(find_installed)
+    decision = decide(patch)
     on: Side | None = None
     missing = missing_for(patch)
     if missing:
@@ -125,12 +126,15 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
     else:
         off = off or run_side(patch.id, patched=False, timeout=timeout)
         # Between releases the guard decides whether the patch covers this build, and only the patched side knows.
-        undecided = decision.answer is Answer.UNDECIDED
-        if off.present is not None and (undecided or (off.present and decision.answer is Answer.YES)):
-            on = run_side(patch.id, patched=True, timeout=timeout)
+        undecided, unmeasured = (decision.answer is answer for answer in (Answer.UNDECIDED, Answer.UNMEASURED))
+        tried = undecided or unmeasured or decision.answer is Answer.YES
+        if tried and (off.present or (undecided and off.present is not None)):
+            on = run_side(patch.id, patched=True, forced=unmeasured, timeout=timeout)
         covered = on is not None and on.status == "applied" if undecided else decision.answer is Answer.YES
         verdict, found, step = _verdict_on(patch, off, on, covered=covered)
         sentence = f"{found} ({decision.reason})"
+        if verdict is not Verdict.ERROR and (unmeasured or is_recognised(decision)):
+            step = _record(patch, decision, off, on)
     installed = {name: str(find_installed(name) or "not installed") for name in patch.affected.distributions}
     file = getattr(sys.modules.get(patch.module), "__file__", None) or patch.module
     declared = str(patch.affected)
@@ -157,13 +161,20 @@ def run_tripwires(
     return outcomes
 
 
-def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
+def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: float = TIMEOUT) -> Side:
     """Run the probe of a patch in a process of its own, with this patch alone or with none.
 
     A process that hangs, crashes or exits early has no opinion; the side then says what happened.
+
+    Args:
+        patch_id: The patch.
+        patched: Whether it is applied.
+        forced: Whether it is applied whatever the versions say.
+        timeout: Seconds after which the process is killed.
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
     environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
+    environ |= {"NRL_PATCHES_FORCE": patch_id} if forced else {}
     with tempfile.TemporaryFile() as report:
         fd = report.fileno()
         ended = run_code(
@@ -192,10 +203,21 @@ def _verdict_on(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> t
         return Verdict.OBSOLETE, "declared as affected, but the defect is gone", step
     if not covered:
         step = f"widen `affected` ({patch.affected}) once the fix is proven there too"
-        return Verdict.UNCOVERED, f"the defect is there, and no range covers it: {_shown(off)}", step
+        tried = "" if on is None else "; it stays with the fix" if on.present else "; it is gone with the fix"
+        return Verdict.UNCOVERED, f"the defect is there, and no range covers it: {_shown(off)}{tried}", step
     if on is not None and on.present:
         return Verdict.INEFFECTIVE, f"the defect stays with the patch ({on.status}): {_shown(on)}", report
     return Verdict.NEEDED, f"the defect is there without the patch and gone with it: {_shown(off)}", ""
+
+
+def _record(patch: Patch, decision: Decision, off: Side, on: Side | None) -> str:
+    """What to do about a release that nobody has measured, once it is measured here."""
+    step = f"`nrl-patches matrix {patch.affected.distributions[0]}` records it, and prints the range to declare"
+    if not off.present:
+        return f"{step}; NRL_PATCHES_DISABLE={patch.id} until then" if is_recognised(decision) else step
+    if on is not None and on.present:
+        return f"{step}; the fix does not help there, so report it to {patch.upstream[0]}"
+    return step if is_recognised(decision) else f"{step}; NRL_PATCHES_FORCE={patch.id} applies the fix until then"
 
 
 def _shown(side: Side) -> str:

@@ -25,13 +25,19 @@ from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="nemo-automodel>=0.3.0,<0.7.0 & transformers>=5.9.0,<5.25",
+    affected="nemo-automodel>=0.3.0,<0.7.0 & transformers>=5.9.0,<=5.24.0",
     upstream=(
         "https://github.com/NVIDIA-NeMo/Automodel/pull/3749",
         "https://github.com/huggingface/transformers/pull/45661",
         "https://github.com/NVIDIA-NeMo/RL/pull/2224",
     ),
     opt_out="NRL_DISABLE_QWENVL_VISION_PATCH",
+    relies_on=(
+        "nemo_automodel.components.checkpoint.conversion_mapping:get_combined_key_mapping",
+        "transformers.conversion_mapping:_build_checkpoint_conversion_mapping[Qwen2VLForConditionalGeneration]",
+        "transformers.conversion_mapping:_build_checkpoint_conversion_mapping[qwen2_vl]",
+        "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
+    ),
 )
 
 

@@ -23,12 +23,18 @@ from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="peft>=0.19.0,<0.22 & transformers>=5.9.0,<5.25",
+    affected="peft>=0.19.0,<=0.21.2 & transformers>=5.9.0,<=5.24.0",
     upstream=(
         "https://github.com/huggingface/transformers/pull/45661",
         "https://github.com/huggingface/peft/pull/3230",
     ),
     opt_out="NRL_DISABLE_PEFT_ADAPTER_NAMES_PATCH",
+    relies_on=(
+        "peft.utils.save_and_load:set_peft_model_state_dict",
+        "transformers.conversion_mapping:_build_checkpoint_conversion_mapping[Qwen2VLForConditionalGeneration]",
+        "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
+        "transformers.conversion_mapping:get_model_conversion_mapping",
+    ),
 )
 
 

@@ -17,12 +17,17 @@ from nrl_patches.patches._shared import kv_carrier, kv_sharing
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.6.0,<5.25",
+    affected="transformers>=5.6.0,<=5.24.0",
     upstream=(
         "https://github.com/unslothai/unsloth-zoo/pull/813",
         "https://github.com/huggingface/transformers/pull/45312",
     ),
     opt_out="NRL_DISABLE_GEMMA3N_KV_SHARING_REENTRANT_CHECKPOINTING_PATCH",
+    relies_on=(
+        "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention",
+        "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextDecoderLayer",
+        "transformers.modeling_layers:GradientCheckpointingLayer",
+    ),
 )
 
 kv_carrier.share_by_argument(patch, "gemma3n", "Gemma3n")

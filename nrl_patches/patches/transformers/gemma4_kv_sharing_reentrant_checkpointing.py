@@ -17,12 +17,17 @@ from nrl_patches.patches._shared import kv_carrier, kv_sharing
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.5.2,<5.25",
+    affected="transformers>=5.5.2,<=5.24.0",
     upstream=(
         "https://github.com/unslothai/unsloth-zoo/pull/813",
         "https://github.com/huggingface/transformers/pull/45312",
     ),
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_REENTRANT_CHECKPOINTING_PATCH",
+    relies_on=(
+        "transformers.models.gemma4.modeling_gemma4:Gemma4TextAttention",
+        "transformers.models.gemma4.modeling_gemma4:Gemma4TextDecoderLayer",
+        "transformers.modeling_layers:GradientCheckpointingLayer",
+    ),
 )
 
 kv_carrier.share_by_argument(patch, "gemma4", "Gemma4")

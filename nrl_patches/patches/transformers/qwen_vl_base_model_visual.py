@@ -22,9 +22,16 @@ from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.13.0,<5.25",
+    affected="transformers>=5.13.0,<=5.24.0",
     upstream=("https://github.com/huggingface/transformers/pull/46881",),
     opt_out="NRL_DISABLE_QWENVL_VISION_PATCH",
+    relies_on=(
+        "transformers.conversion_mapping:_build_checkpoint_conversion_mapping[Qwen2VLModel]",
+        "transformers.conversion_mapping:_build_checkpoint_conversion_mapping[Qwen2VLForConditionalGeneration]",
+        "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN[Qwen2_5_VLModel]",
+        "transformers.conversion_mapping:_MODEL_TO_CONVERSION_PATTERN[Qwen2_5_VLForConditionalGeneration]",
+        "transformers.conversion_mapping:get_model_conversion_mapping",
+    ),
 )
 
 

@@ -25,12 +25,16 @@ from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="transformers>=5.9.0,<5.25",
+    affected="transformers>=5.9.0,<=5.24.0",
     upstream=(
         "https://github.com/huggingface/transformers/pull/45661",
         "https://github.com/huggingface/transformers/pull/46876",
     ),
     opt_out="NRL_DISABLE_SUBCLASS_CONVERSION_MAPPING_PATCH",
+    relies_on=(
+        "transformers.conversion_mapping:register_checkpoint_conversion_mapping",
+        "transformers.modeling_utils:PreTrainedModel.is_custom_code",
+    ),
 )
 
 _bases: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVar("nrl_bases_of_models", default=None)

@@ -34,12 +34,16 @@ if TYPE_CHECKING:
 
 patch = Patch(
     __name__,
-    affected="vllm>=0.9.1,<0.34",
+    affected="vllm>=0.9.1,<=0.33.0",
     upstream=(
         "https://github.com/vllm-project/vllm/pull/19788",
         "https://github.com/vllm-project/vllm/pull/50411",
     ),
     opt_out="NRL_DISABLE_VLLM_DUMMY_LOAD_CONSTANTS_PATCH",
+    relies_on=(
+        "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
+        "vllm.model_executor.model_loader.weight_utils:initialize_single_dummy_weight",
+    ),
 )
 
 

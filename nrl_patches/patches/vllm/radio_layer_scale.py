@@ -40,12 +40,17 @@ if TYPE_CHECKING:
 
 patch = Patch(
     __name__,
-    affected="vllm>=0.11.0,<0.34",
+    affected="vllm>=0.11.0,<=0.33.0",
     upstream=(
         "https://github.com/vllm-project/vllm/pull/39767",
         "https://github.com/NVIDIA-NeMo/RL/pull/3990",
     ),
     opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
+    relies_on=(
+        "vllm.model_executor.models.radio:RadioModel",
+        "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
+        "vllm.model_executor.model_loader.weight_utils:initialize_single_dummy_weight",
+    ),
 )
 
 ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")

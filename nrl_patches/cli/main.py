@@ -15,6 +15,7 @@ from nrl_patches.cli.options import NO_VERDICT
 __all__ = ["main"]
 
 _MODULES = {
+    "audit": "audit",
     "doctor": "doctor",
     "explain": "explain",
     "list": "explain",

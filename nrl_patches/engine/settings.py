@@ -19,7 +19,8 @@ VARIABLES: Mapping[str, str] = {
     "NRL_PATCHES_DISABLE": "Comma-separated ids or globs of patches that are not applied. Wins over the other lists.",
     "NRL_PATCHES_ONLY": "Comma-separated ids or globs; every other patch is not applied.",
     "NRL_PATCHES_FORCE": "Comma-separated ids or globs of patches that are applied outside their releases too.",
-    "NRL_PATCHES_STRICT": "`1` turns every problem (drift, failure, an unmeasured release, a bad setting) into an exception.",
+    "NRL_PATCHES_STRICT": "`1` turns every problem (drift, failure, an unmeasured release, a bad setting) into an "
+    "exception.",
 }
 """Every variable but the opt-outs of the single patches, and what it does. The README's table is held against it."""
 

@@ -89,6 +89,8 @@ class Patch:
         relies_on: Places in the code of the distributions, beside the targets, that decide whether the defect is there
             and whether the fix repairs it; see :mod:`nrl_patches.engine.upstream_code` for their form. A release that
             nobody has measured is taken for the last measured one if these and the targets are what they were there.
+        victims: Who meets the defect, and in which releases, in the form of ``affected``; where it lies in a mechanism
+            that not everybody meets who has an affected release.
         required: Whether running without it is worse than not running: a target that could not be fixed then raises
             when it is called, rather than computing something wrong.
 
@@ -96,7 +98,7 @@ class Patch:
         DeclarationError: A field is missing, unknown or malformed; the message names the file.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - one parameter per field
         self,
         module: str,
         *,
@@ -104,6 +106,7 @@ class Patch:
         upstream: Sequence[str] = (),
         opt_out: str = "",
         relies_on: Sequence[str] = (),
+        victims: Mapping[str, str | Sequence[str]] | None = None,
         required: bool = False,
         **unknown: object,
     ) -> None:
@@ -112,6 +115,7 @@ class Patch:
         self.upstream = tuple(upstream)
         self.opt_out = opt_out
         self.relies_on = tuple(relies_on)
+        self.victims = dict(victims or {})
         self.required = required
         self.fixes: tuple[Fix, ...] = ()
         self._probe: Probe | None = None
@@ -121,6 +125,11 @@ class Patch:
             self.affected = Affected(affected)
         except ValueError as error:
             raise self._error(f"affected: {error}") from error
+        try:
+            for releases in self.victims.values():
+                Affected(releases)
+        except ValueError as error:
+            raise self._error(f"victims: {error}") from error
         if isinstance(upstream, str) or not self.upstream or not all(u.startswith("https://") for u in self.upstream):
             raise self._error("upstream: needs at least one https link to the issue or pull request")
         if not _OPT_OUT.fullmatch(opt_out):

@@ -23,6 +23,7 @@ from nrl_patches.matrix.plan import Selection, Task, axis
 from nrl_patches.matrix.report.page import page
 from nrl_patches.matrix.report.panels import panels
 from nrl_patches.matrix.report.picture import draw, to_png, to_svg
+from nrl_patches.matrix.report.ranges import axes, to_ranges_svg
 from nrl_patches.matrix.runner import jobs_here
 from nrl_patches.matrix.session import Again, NotOursError, Workshop, disk_usage
 from nrl_patches.matrix.update import checkout, write_evidence, write_ranges, write_readme
@@ -85,8 +86,8 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     """Measure every patch on every upstream release, and compare that with what the patches declare.
 
     Installs each release in a folder of its own, beside the torch of this interpreter, runs the tripwires there, and
-    writes matrix.json, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package was released
-    with; can be interrupted at any time.
+    writes matrix.json, ranges.svg, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package
+    was released with; can be interrupted at any time.
 
     With --update, a range that is not what was measured is replaced in its patch file, and the evidence in the package.
     What a new range names is measured as declared by the next run: run it again until it exits with 0.
@@ -179,6 +180,7 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     svg = to_svg(figure)
     write_whole(folder / "matrix.json", evidence.text())
     write_whole(folder / "matrix.svg", svg)
+    write_whole(folder / "ranges.svg", to_ranges_svg(axes(patches, evidence), caption=caption))
     write_whole(folder / "matrix.png", to_png(figure))
     facts = {
         "environments": str(len(evidence.measurements)),

@@ -15,7 +15,7 @@ from nrl_patches.engine.upstream_code import shown
 
 __all__ = ["fingerprint"]
 
-_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out", "relies_on"})
+_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out", "relies_on", "victims"})
 
 
 def fingerprint(patch: Patch) -> str:

@@ -22,7 +22,7 @@ __all__ = ["checkout", "in_words", "write_evidence", "write_ranges", "write_read
 
 _WIDTH = 120
 _NAMES = {"vllm": "vLLM", "peft": "PEFT"}
-_REPORT = ("matrix.json", "matrix.svg", "matrix.png")
+_REPORT = ("matrix.json", "ranges.svg")
 
 
 def checkout() -> Path:

@@ -90,7 +90,13 @@ def test_it_measures_what_is_declared_with_a_margin_and_the_newest_and_writes_th
     assert set(bench.verdicts()) == {"1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.8"}
     assert done.stdout.startswith(f"exact: {ID}: standin>=1.2,<1.5: seen in 1.2, 1.3, 1.4; gone in 1.5; measured 20")
     report = bench.folder / ".nrl-patches-matrix" / "report"
-    assert {file.name for file in report.iterdir()} == {"matrix.json", "matrix.svg", "matrix.png", "matrix.html"}
+    assert {file.name for file in report.iterdir()} == {
+        "matrix.json",
+        "ranges.svg",
+        "matrix.svg",
+        "matrix.png",
+        "matrix.html",
+    }
     cell = bench.known()["standin==1.3"]["cells"][ID]
     assert (cell["present"], cell["evidence"], cell["patched"]) == (True, {"count": 1}, {"count": 2})
     assert "8/8, about 0 s left: " in done.stderr

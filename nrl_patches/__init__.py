@@ -14,7 +14,6 @@ if TYPE_CHECKING:
     from nrl_patches.declaration import Observation, Patch
     from nrl_patches.engine.activation import Activation
     from nrl_patches.engine.status import State, Status
-    from nrl_patches.engine.targets import objection_unless
     from nrl_patches.errors import (
         DeclarationError,
         DriftedError,
@@ -24,6 +23,7 @@ if TYPE_CHECKING:
         SettingsError,
         UndoError,
     )
+    from nrl_patches.guards import mismatch
 
     _activation: Activation = front_door.activation()
     apply = _activation.apply
@@ -45,7 +45,7 @@ __all__ = [
     "__version__",
     "activated_by",
     "apply",
-    "objection_unless",
+    "mismatch",
     "status",
     "undo",
 ]
@@ -57,7 +57,7 @@ _HOMES = {
     "Patch": "declaration",
     "State": "engine.status",
     "Status": "engine.status",
-    "objection_unless": "engine.targets",
+    "mismatch": "guards",
 }
 """Where the public names are defined, all others in ``errors``."""
 

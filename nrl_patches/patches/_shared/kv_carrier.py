@@ -18,7 +18,7 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Patch, objection_unless
+from nrl_patches import Patch, mismatch
 from nrl_patches.declaration import Guard
 from nrl_patches.errors import Problem
 from nrl_patches.patches._shared.kv_projections import note_idle_projections
@@ -256,25 +256,25 @@ def replaced(
     return args
 
 
-def objection_unless_runs_layers(forward: Callable[..., Any]) -> str | None:
+def check_runs_layers(forward: Callable[..., Any]) -> str | None:
     """Guard: the text model passes what it does not know on to its layers."""
-    return objection_unless(forward, parameters="self use_cache kwargs", attributes="layers")
+    return mismatch(forward, parameters="self use_cache kwargs", attributes="layers")
 
 
-def objection_unless_plain_dict(forward: Callable[..., Any]) -> str | None:
+def check_plain_dict(forward: Callable[..., Any]) -> str | None:
     """Guard: the text model makes the mapping itself, and no ``UserDict`` as upstream does since the fix."""
-    missing = objection_unless_runs_layers(forward)
-    if missing is None and objection_unless(forward, attributes="UserDict") is None:
+    missing = check_runs_layers(forward)
+    if missing is None and mismatch(forward, attributes="UserDict") is None:
         return "hands the states down in a UserDict, which FSDP2 leaves alone"
     return missing
 
 
-def objection_unless_shares(forward: Callable[..., Any]) -> str | None:
+def check_shares_states(forward: Callable[..., Any]) -> str | None:
     """Guard: the attention takes the states as an argument, and stores those of a donor in it."""
-    return objection_unless(forward, parameters="self shared_kv_states kwargs", attributes="store_full_length_kv")
+    return mismatch(forward, parameters="self shared_kv_states kwargs", attributes="store_full_length_kv")
 
 
-def share_by_argument(patch: Patch, family: str, prefix: str, *, guard: Guard = objection_unless_runs_layers) -> None:
+def share_by_argument(patch: Patch, family: str, prefix: str, *, guard: Guard = check_runs_layers) -> None:
     """Declare the fixes of a patch by which a family's layers share through a carrier, where upstream has a mapping.
 
     Args:
@@ -285,7 +285,7 @@ def share_by_argument(patch: Patch, family: str, prefix: str, *, guard: Guard = 
     """
     module = f"transformers.models.{family}.modeling_{family}:{prefix}"
     patch.fix(f"{module}TextModel.forward", guard=guard)(hand_down_states)
-    patch.fix(f"{module}TextAttention.forward", guard=objection_unless_shares)(read_from_argument)
+    patch.fix(f"{module}TextAttention.forward", guard=check_shares_states)(read_from_argument)
 
 
 def _mapping_of(forward: Callable[..., Any]) -> Callable[[Any], Any] | None:

@@ -12,7 +12,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from nrl_patches import Patch, objection_unless
+from nrl_patches import Patch, mismatch
 from nrl_patches.errors import Problem
 
 IDLE = ("k_proj", "v_proj", "k_norm", "v_norm")
@@ -23,11 +23,11 @@ def drop_from(patch: Patch, family: str, prefix: str) -> None:
     module = f"transformers.models.{family}.modeling_{family}:{prefix}"
     patch.fix(
         f"{module}PreTrainedModel.post_init",
-        guard=lambda post_init: objection_unless(post_init, parameters="self", attributes="init_weights"),
+        guard=lambda post_init: mismatch(post_init, parameters="self", attributes="init_weights"),
     )(drop_idle_projections)
     patch.fix(
         f"{module}TextAttention._load_from_state_dict",
-        guard=lambda load: objection_unless(load, parameters="self state_dict prefix"),
+        guard=lambda load: mismatch(load, parameters="self state_dict prefix"),
     )(load_without_idle_projections)
 
 

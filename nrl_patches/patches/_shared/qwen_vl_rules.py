@@ -38,7 +38,7 @@ def text_rules(head_rules: Sequence[Any] | None) -> list[Any]:
     return [rule for rule in head_rules or () if renamed([rule], "visual.x") == "visual.x"]
 
 
-def objection_unless_lookup(function: Callable[..., Any]) -> str | None:
+def check_lookup_signature(function: Callable[..., Any]) -> str | None:
     """Guard: the function takes the name that rules are looked up by, and nothing else."""
     found = ", ".join(inspect.signature(inspect.unwrap(function)).parameters)
     return None if found == "model_type" else f"takes ({found}) rather than (model_type)"

@@ -15,7 +15,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 
 patch = Patch(
     __name__,
@@ -25,11 +25,11 @@ patch = Patch(
 )
 
 
-def objection_unless_unknown(load: Callable[..., Any]) -> str | None:
+def check_dtype_unknown(load: Callable[..., Any]) -> str | None:
     """Guard: the code has no word for ``dtype``; decides builds between the releases."""
-    if "dtype" in getattr(inspect.unwrap(load), "__code__", objection_unless.__code__).co_consts:
+    if "dtype" in getattr(inspect.unwrap(load), "__code__", mismatch.__code__).co_consts:
         return "reads dtype, as it does since the fix"
-    return objection_unless(load, parameters="torch_dtype kwargs", attributes="_build_model")
+    return mismatch(load, parameters="torch_dtype kwargs", attributes="_build_model")
 
 
 def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
@@ -47,9 +47,9 @@ def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _door in ("from_pretrained", "from_config"):
-    patch.fix(
-        f"nemo_automodel._transformers.auto_model:_BaseNeMoAutoModelClass.{_door}", guard=objection_unless_unknown
-    )(by_newer_name)
+    patch.fix(f"nemo_automodel._transformers.auto_model:_BaseNeMoAutoModelClass.{_door}", guard=check_dtype_unknown)(
+        by_newer_name
+    )
 
 
 @patch.probe

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
@@ -35,7 +35,7 @@ _requested: contextvars.ContextVar[Any] = contextvars.ContextVar("nrl_requested_
 
 @patch.fix(
     "nemo_automodel._transformers.model_init:_init_model",
-    guard=lambda init: objection_unless(init, parameters="torch_dtype kwargs"),
+    guard=lambda init: mismatch(init, parameters="torch_dtype kwargs"),
 )
 def note_request(init: Callable[..., Any]) -> Callable[..., Any]:
     """Build the loader that notes which dtype was asked for while it runs; None stands for the file's own."""
@@ -66,18 +66,16 @@ def _as_dtype(asked: Any) -> Any:
     return None
 
 
-def objection_unless_request_ignored(restore: Callable[..., Any]) -> str | None:
+def check_request_ignored(restore: Callable[..., Any]) -> str | None:
     """Guard: the function is not told what was asked for; decides builds between the releases."""
-    if objection_unless(restore, parameters="requested_dtype") is None:
+    if mismatch(restore, parameters="requested_dtype") is None:
         return "takes requested_dtype, as it does since the fix"
-    return objection_unless(
-        restore, parameters="model hf_config load_kwargs", attributes="_get_checkpoint_tensor_dtypes"
-    )
+    return mismatch(restore, parameters="model hf_config load_kwargs", attributes="_get_checkpoint_tensor_dtypes")
 
 
 @patch.fix(
     "nemo_automodel._transformers.model_init:_restore_loaded_model_dtype",
-    guard=objection_unless_request_ignored,
+    guard=check_request_ignored,
 )
 def restore_unless_requested(restore: Callable[..., Any]) -> Callable[..., Any]:
     """Build the restoring that leaves alone what was asked for."""

@@ -35,7 +35,7 @@ patch = Patch(
 )
 
 
-def objection_unless_asked_by_type(lookup: Callable[..., Any]) -> str | None:
+def check_asked_by_type(lookup: Callable[..., Any]) -> str | None:
     """Guard: Automodel asks by type only, and transformers knows the class only."""
     ask = getattr(inspect.unwrap(lookup), "__globals__", {}).get("get_combined_key_mapping")
     if ask is None or "model" in inspect.signature(ask).parameters:
@@ -43,12 +43,12 @@ def objection_unless_asked_by_type(lookup: Callable[..., Any]) -> str | None:
     rules = qwen_vl_rules.registered_rules()
     if "qwen2_vl" in rules or "Qwen2VLForConditionalGeneration" not in rules:
         return "asks a transformers that does not keep the rules of Qwen2-VL by class"
-    return qwen_vl_rules.objection_unless_lookup(lookup)
+    return qwen_vl_rules.check_lookup_signature(lookup)
 
 
 @patch.fix(
     "nemo_automodel.components.checkpoint.conversion_mapping:get_checkpoint_conversion_mapping",
-    guard=objection_unless_asked_by_type,
+    guard=check_asked_by_type,
 )
 def by_class(lookup: Callable[..., Any]) -> Callable[..., Any]:
     """Build the lookup that falls back to the class of a type."""

@@ -17,7 +17,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import qwen_vl_rules
 from nrl_patches.patches._shared.quiet import quiet
 
@@ -58,7 +58,7 @@ def _renamed(rules: list[Any], name: str) -> str:
 
 @patch.fix(
     "peft.utils.transformers_weight_conversion:convert_peft_adapter_state_dict_for_transformers",
-    guard=lambda convert: objection_unless(
+    guard=lambda convert: mismatch(
         convert,
         parameters="model peft_config adapter_state_dict",
         attributes="get_checkpoint_conversion_mapping get_model_conversion_mapping",

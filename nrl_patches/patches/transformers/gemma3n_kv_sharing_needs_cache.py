@@ -14,7 +14,7 @@ The carrier also takes the gradient back under reentrant checkpointing, and mode
 that nobody uses any more, for which DDP would wait.
 """
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 patch = Patch(
@@ -30,12 +30,12 @@ patch = Patch(
 
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
-    guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
+    guard=lambda forward: mismatch(forward, parameters="self use_cache kwargs"),
 )(kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward",
-    guard=lambda forward: objection_unless(
+    guard=lambda forward: mismatch(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
 )(kv_carrier.read_through_cache)

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 if TYPE_CHECKING:
@@ -67,14 +67,14 @@ class _DonorCache:
 
 def picks_from_cache(forward: Callable[..., Any]) -> str | None:
     """Guard: the attention picks the donor's states from the cache, in one of the two ways that releases have."""
-    if objection_unless(forward, parameters="self past_key_value kwargs", attributes="key_cache value_cache") is None:
+    if mismatch(forward, parameters="self past_key_value kwargs", attributes="key_cache value_cache") is None:
         return None
-    return objection_unless(forward, parameters="self past_key_value kwargs", attributes="layers keys values")
+    return mismatch(forward, parameters="self past_key_value kwargs", attributes="layers keys values")
 
 
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
-    guard=lambda forward: objection_unless(forward, parameters="self past_key_values use_cache"),
+    guard=lambda forward: mismatch(forward, parameters="self past_key_values use_cache"),
 )(kv_carrier.hand_down_states)
 
 

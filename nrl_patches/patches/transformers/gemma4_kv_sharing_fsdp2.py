@@ -21,7 +21,7 @@ patch = Patch(
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_FSDP2_PATCH",
 )
 
-kv_carrier.share_by_argument(patch, "gemma4", "Gemma4", guard=kv_carrier.objection_unless_plain_dict)
+kv_carrier.share_by_argument(patch, "gemma4", "Gemma4", guard=kv_carrier.check_plain_dict)
 
 
 @patch.probe

@@ -13,7 +13,7 @@ The carrier also takes the gradient back under reentrant checkpointing, and mode
 that nobody uses any more, for which DDP would wait.
 """
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 patch = Patch(
@@ -29,12 +29,12 @@ patch = Patch(
 
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextModel.forward",
-    guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
+    guard=lambda forward: mismatch(forward, parameters="self use_cache kwargs"),
 )(kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextAttention.forward",
-    guard=lambda forward: objection_unless(
+    guard=lambda forward: mismatch(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
 )(kv_carrier.read_through_cache)

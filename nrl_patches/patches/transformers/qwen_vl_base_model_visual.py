@@ -33,19 +33,19 @@ def moves_tower(rules: Any) -> bool:
     return bool(rules) and qwen_vl_rules.renamed(rules, "model.visual.x") != "model.visual.x"
 
 
-def objection_unless_tower_may_move(lookup: Callable[..., Any]) -> str | None:
+def check_tower_may_move(lookup: Callable[..., Any]) -> str | None:
     """Guard: the class without a head has a rule. Whether that moves the tower is asked at every lookup."""
     # By the names in its code: building all the rules to look at one takes each process that imports them 80 ms.
     build = getattr(sys.modules.get("transformers.conversion_mapping"), "_build_checkpoint_conversion_mapping", None)
     constants = getattr(getattr(inspect.unwrap(build), "__code__", None), "co_consts", ()) if build else ()
     if not any("Qwen2VLModel" in (name if isinstance(name, tuple) else (name,)) for name in constants):
         return "is built without a rule for Qwen2VLModel"
-    return qwen_vl_rules.objection_unless_lookup(lookup)
+    return qwen_vl_rules.check_lookup_signature(lookup)
 
 
 @patch.fix(
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
-    guard=objection_unless_tower_may_move,
+    guard=check_tower_may_move,
 )
 def leave_tower(lookup: Callable[..., Any]) -> Callable[..., Any]:
     """Build the lookup that answers with the head's rule."""

@@ -37,7 +37,7 @@ patch = Patch(
 )
 
 
-def objection_unless_incomplete(lookup: Callable[..., Any]) -> str | None:
+def check_rules_incomplete(lookup: Callable[..., Any]) -> str | None:
     """Guard: one of the two rules is missing."""
     rules = qwen_vl_rules.registered_rules()
     by_type = rules.get("qwen2_vl")
@@ -45,12 +45,12 @@ def objection_unless_incomplete(lookup: Callable[..., Any]) -> str | None:
     without_base = "Qwen2VLForConditionalGeneration" in rules and "Qwen2VLModel" not in rules
     if not (without_tower or without_base):
         return "lacks no rule of Qwen2-VL"
-    return qwen_vl_rules.objection_unless_lookup(lookup)
+    return qwen_vl_rules.check_lookup_signature(lookup)
 
 
 @patch.fix(
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
-    guard=objection_unless_incomplete,
+    guard=check_rules_incomplete,
 )
 def complete(lookup: Callable[..., Any]) -> Callable[..., Any]:
     """Build the lookup that adds the missing rules; every call returns new ones, for transformers writes into them."""

@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import qwen_vl_rules
 from nrl_patches.patches._shared.quiet import quiet
 
@@ -62,10 +62,10 @@ def base_of(model: Any) -> str | None:
     return native[0] if rules else None
 
 
-def objection_unless_by_name(ask: Callable[..., Any]) -> str | None:
+def check_asked_by_name(ask: Callable[..., Any]) -> str | None:
     """Guard: rules are looked up by the name of a class, and of no other."""
-    objection = objection_unless(ask, parameters="model", attributes="get_checkpoint_conversion_mapping __name__")
-    return objection or (None if objection_unless(ask, attributes="__mro__") else "looks along the bases")
+    missing = mismatch(ask, parameters="model", attributes="get_checkpoint_conversion_mapping __name__")
+    return missing or (None if mismatch(ask, attributes="__mro__") else "looks along the bases")
 
 
 def by_base(ask: Callable[..., Any]) -> Callable[..., Any]:
@@ -87,11 +87,11 @@ def by_base(ask: Callable[..., Any]) -> Callable[..., Any]:
 
 
 for _ask in ("get_model_conversion_mapping", "extract_weight_conversions_for_model"):
-    patch.fix(f"transformers.conversion_mapping:{_ask}", guard=objection_unless_by_name)(by_base)
+    patch.fix(f"transformers.conversion_mapping:{_ask}", guard=check_asked_by_name)(by_base)
 
 
 @patch.fix(
-    "transformers.conversion_mapping:get_checkpoint_conversion_mapping", guard=qwen_vl_rules.objection_unless_lookup
+    "transformers.conversion_mapping:get_checkpoint_conversion_mapping", guard=qwen_vl_rules.check_lookup_signature
 )
 def for_base(lookup: Callable[..., Any]) -> Callable[..., Any]:
     """Build the lookup that answers for the base, with what other patches answer for it."""

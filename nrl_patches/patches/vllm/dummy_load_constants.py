@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
@@ -46,9 +46,9 @@ patch = Patch(
 def skips_non_persistent_buffers(load_weights: Callable[..., Any]) -> str | None:
     """Guard: the fill leaves out non-persistent buffers, in one of the two ways that releases have."""
     # Up to 0.29.0 the callee takes the tensors of a state dict; later releases ask each module which buffers to skip.
-    if objection_unless(load_weights, parameters="self model", attributes="initialize_dummy_weights") is None:
+    if mismatch(load_weights, parameters="self model", attributes="initialize_dummy_weights") is None:
         return None
-    return objection_unless(load_weights, parameters="self model", attributes="_non_persistent_buffers_set")
+    return mismatch(load_weights, parameters="self model", attributes="_non_persistent_buffers_set")
 
 
 @patch.fix(

@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ patch = Patch(
 
 @patch.fix(
     "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
-    guard=lambda fill: objection_unless(fill, parameters="model", attributes="state_dict"),
+    guard=lambda fill: mismatch(fill, parameters="model", attributes="state_dict"),
 )
 def keep_constants(fill: Callable[..., Any]) -> Callable[..., Any]:
     """Build a fill that leaves constants alone."""

@@ -32,7 +32,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import dummy_load, radio
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_sca
 
 @patch.fix(
     "vllm.model_executor.models.radio:RadioModel.__init__",
-    guard=lambda init: objection_unless(init, parameters="self config", attributes="RadioInternVisionModel model"),
+    guard=lambda init: mismatch(init, parameters="self config", attributes="RadioInternVisionModel model"),
 )
 def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
     """Build a constructor whose blocks lend their scales."""
@@ -68,11 +68,11 @@ def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
 
 def fills(load_weights: Callable[..., Any]) -> str | None:
     """Guard: the fill is done here, in one of the two ways that releases have, and not inherited."""
-    objections = [
-        objection_unless(load_weights, parameters="self model", attributes=function)
+    mismatches = [
+        mismatch(load_weights, parameters="self model", attributes=function)
         for function in ("initialize_single_dummy_weight", "initialize_dummy_weights")  # The latter up to 0.29.0.
     ]
-    return objections[0] if all(objections) else None
+    return mismatches[0] if all(mismatches) else None
 
 
 @patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=fills)
@@ -94,10 +94,10 @@ def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
 
 def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
     """Guard: the entries are dropped, as in every release."""
-    objection = objection_unless(load_weights, parameters="self weights", attributes="named_parameters")
-    if objection is None and frozenset(radio.SCALES) not in load_weights.__code__.co_consts:
+    missing = mismatch(load_weights, parameters="self weights", attributes="named_parameters")
+    if missing is None and frozenset(radio.SCALES) not in load_weights.__code__.co_consts:
         return "does not skip ls1 and ls2"
-    return objection
+    return missing
 
 
 @patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=skips_layer_scale)

@@ -130,6 +130,13 @@ class Patch:
         Args:
             target: See :class:`Fix`.
             guard: See :class:`Fix`.
+
+        Returns:
+            A decorator that declares a build and returns it as it is.
+
+        Raises:
+            DeclarationError: The target has not the form ``module:qualname``, belongs to none of the distributions in
+                ``affected``, or has a fix already.
         """
         if not _TARGET.fullmatch(target):
             raise self._error(f"fix: target needs the form module:qualname, not {target!r}")
@@ -146,7 +153,18 @@ class Patch:
         return declare
 
     def probe(self, function: _ProbeT) -> _ProbeT:
-        """Declare the decorated function as the probe: it returns what it saw of the defect, by behaviour."""
+        """Declare the decorated function as the probe: it returns what it saw of the defect, by behaviour.
+
+        Args:
+            function: Called without arguments, in a process that has no patch or this one only. It imports and runs
+                upstream's code, needs no network and no accelerator, and takes seconds.
+
+        Returns:
+            The function as it is.
+
+        Raises:
+            DeclarationError: The patch has a probe already.
+        """
         if self._probe is not None:
             raise self._error("probe: has two")
         self._probe = function
@@ -156,6 +174,15 @@ class Patch:
         """Run the probe in this process, as it is now, and return what it saw.
 
         A release without the modules of the targets cannot have the defect, so there the probe is not run.
+
+        Returns:
+            What the probe returned. If none of the targets' modules exists, an observation without the defect, whose
+            evidence names the first of them as ``absent``.
+
+        Raises:
+            DeclarationError: The patch has no probe, or the probe returned something else than an :class:`Observation`.
+            ModuleNotFoundError: A distribution of a target is not installed.
+            Exception: Whatever the probe raises.
         """
         if self._probe is None:
             raise self._error("probe: has none")

@@ -47,6 +47,9 @@ def settle(
         module: The module.
         decision: What the versions say.
         forced: Whether they are to be ignored.
+
+    Returns:
+        What to log or raise once the lock is released; the state and its reason are in ``record``.
     """
     if decision.answer in UNAFFECTED and not forced:
         record.state, record.reason = UNAFFECTED[decision.answer], decision.reason
@@ -71,7 +74,18 @@ def settle(
 
 
 def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
-    """Note that a patch cannot be applied. Called under PROCESS_LOCK."""
+    """Note that a patch cannot be applied. Called under PROCESS_LOCK.
+
+    A required patch then blocks its targets.
+
+    Args:
+        patch: The patch.
+        record: Its record; gets the state ``drifted`` or ``failed``, the reason and the notes.
+        error: Why; a :class:`~nrl_patches.errors.DriftedError` means ``drifted``, any other ``failed``.
+
+    Returns:
+        The error, with a text to log unless the record has the same state and reason already.
+    """
     state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
     told = (record.state, record.reason) == (state, str(error))
     notes = []
@@ -90,7 +104,12 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
 
 
 def unapplicable(patch: Patch, status: Status) -> Problem:
-    """Return the message that tells why a patch that somebody wants applied is not."""
+    """Return the message that tells why a patch that somebody wants applied is not.
+
+    Args:
+        patch: The patch.
+        status: Its status as it is now: ``disabled``, ``not-affected`` or ``not-installed``.
+    """
     if status.state is State.DISABLED:
         expected, step = "a patch that is not switched off", "take that back, and start the process anew"
     else:

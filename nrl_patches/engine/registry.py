@@ -68,6 +68,9 @@ class Registry:
 
         Raises:
             UndoError: There is none, or none that could be loaded.
+
+        Args:
+            patch_id: The id, such as ``vllm.radio_layer_scale``.
         """
         if patch_id in self.patches:
             return self.patches[patch_id]
@@ -86,6 +89,9 @@ def load(package: ModuleType | None = None) -> Registry:
     Args:
         package: Where to look, ``nrl_patches.patches`` by default. Modules and folders whose name begins with an
             underscore hold what several patches share.
+
+    Returns:
+        The patches, sorted by id, and the files that could not be loaded.
     """
     if package is None:
         package = importlib.import_module("nrl_patches.patches")

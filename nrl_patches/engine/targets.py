@@ -45,7 +45,11 @@ class Mark(NamedTuple):
 
 
 def mark_of(function: object) -> Mark | None:
-    """Return the mark of this package on a callable, None if it carries none of its own."""
+    """Return the mark of this package on a callable, None if it carries none of its own.
+
+    Args:
+        function: Any object.
+    """
     mark = getattr(function, MARK, None)
     return Mark(*mark) if mark is not None and mark.code is getattr(function, "__code__", None) else None
 
@@ -93,6 +97,13 @@ def locate(module: ModuleType, fix: Fix) -> Site:
 
     Raises:
         MismatchError: There is nothing under that name, or nothing that can be called.
+
+    Args:
+        module: The module, executed.
+        fix: A fix whose target is in that module.
+
+    Returns:
+        The site; a ``staticmethod`` or ``classmethod`` is unwrapped to its function.
     """
     try:
         if fix.qualname.partition(".")[0] not in namespace(module):
@@ -112,6 +123,10 @@ def check(fix: Fix, site: Site) -> None:
 
     Raises:
         MismatchError: The guard objects.
+
+    Args:
+        fix: The fix.
+        site: Where its target is, see :func:`locate`.
     """
     function = site.mark.pristine if site.mark else site.function
     objection = fix.guard(function)
@@ -121,7 +136,11 @@ def check(fix: Fix, site: Site) -> None:
 
 
 def describe(function: object) -> str:
-    """Return what people call a callable: its module and qualified name."""
+    """Return what people call a callable: its module and qualified name.
+
+    Args:
+        function: Any object; a wrapt proxy is described by its wrapper, an object without a name by its type.
+    """
     if isinstance(function, wrapt.BaseObjectProxy):
         wrapper = getattr(function, "_self_wrapper", None)
         return f"a wrapt {type(function).__name__} with {describe(wrapper)}"

@@ -103,6 +103,9 @@ def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgemen
         patch: The patch.
         evidence: All measurements.
         code: The fingerprint of the patch; what was measured of other code does not count. None counts everything.
+
+    Returns:
+        The judgement; it has no objections if the declaration is exact.
     """
     facts = _Facts(patch, evidence, code)
     unmeasured = facts.unmeasured()

@@ -19,7 +19,11 @@ _NOT_CODE = frozenset({"ctx", "kind", "type_comment", "type_params"})  # Some Py
 
 
 def fingerprint(patch: Patch) -> str:
-    """Return 12 hexadecimal digits that change when the code of a patch does; the same under every Python."""
+    """Return 12 hexadecimal digits that change when the code of a patch does; the same under every Python.
+
+    Args:
+        patch: The patch; its file and every shared module that this imports count.
+    """
     digest = hashlib.sha256()
     for tree in _trees(patch.module).values():
         digest.update(_shown(tree).encode())

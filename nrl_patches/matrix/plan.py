@@ -58,12 +58,21 @@ class Selection:
 
 
 def is_in_scope(distribution: str, version: Version) -> bool:
-    """Whether a release is measured and judged at all."""
+    """Whether a release is measured and judged at all.
+
+    Args:
+        distribution: Its canonical name.
+        version: The release; in scope from :data:`FLOORS` on.
+    """
     return distribution not in FLOORS or version >= FLOORS[distribution]
 
 
 def axis(patch: Patch) -> str:
-    """Return the distribution along whose releases a patch is measured: the first that it names."""
+    """Return the distribution along whose releases a patch is measured: the first that it names.
+
+    Args:
+        patch: The patch.
+    """
     return patch.affected.distributions[0]
 
 

@@ -56,6 +56,9 @@ def observe_in_fork(patch: Patch, timeout: float) -> Side:
     Args:
         patch: The patch.
         timeout: Seconds after which the fork is killed.
+
+    Returns:
+        What the probe saw; without an answer, how the fork ended.
     """
     reading, writing = os.pipe()
     lifeline, held = os.pipe()

@@ -127,6 +127,9 @@ class Workshop:
         Raises:
             IndexProblem: The index does not answer.
             ValueError: No release matches the selection.
+
+        Returns:
+            The environments to measure, each with the patches that have no current measurement there.
         """
         patches = self.patches.values()
         names = {name for patch in patches for name in patch.affected.distributions}
@@ -170,6 +173,9 @@ class Workshop:
 
         Raises:
             NotOursError: Another process uses the folder, or no run ever did.
+
+        Returns:
+            The bytes; 0 if there is no such folder.
         """
         if not self.folder.exists():
             return 0
@@ -245,6 +251,9 @@ def disk_usage(folder: Path) -> int:
 
     What several names in it share counts once, and what has a name elsewhere as well (an installer's cache, whose files
     it links) not at all.
+
+    Args:
+        folder: The folder.
     """
     sizes: dict[tuple[int, int], int] = {}
     elsewhere: dict[tuple[int, int], int] = {}

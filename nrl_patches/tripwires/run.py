@@ -115,6 +115,9 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
         patch: The patch; only its id travels to the processes, which load it anew.
         timeout: Seconds that one side may take before it is killed.
         off: The side without the patch, where it was run already.
+
+    Returns:
+        The outcome, with both sides as far as they were run.
     """
     decision = patch.affected.decide(find_installed)
     on: Side | None = None
@@ -138,7 +141,11 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
 
 
 def missing_for(patch: Patch) -> list[str]:
-    """Return what is not installed of what the probe of a patch needs; empty if nothing is missing."""
+    """Return what is not installed of what the probe of a patch needs; empty if nothing is missing.
+
+    Args:
+        patch: The patch.
+    """
     # One excluded distribution decides a pair, but its probe needs both.
     complete = any(
         all(find_installed(part.distribution) for part in conjunction) for conjunction in patch.affected.alternatives
@@ -149,7 +156,16 @@ def missing_for(patch: Patch) -> list[str]:
 def run_tripwires(
     patches: Iterable[Patch], *, timeout: float = TIMEOUT, done: Callable[[Tripwire], None] = lambda _: None
 ) -> list[Tripwire]:
-    """Run the tripwires of several patches, one after the other, and tell of each when it is done."""
+    """Run the tripwires of several patches, one after the other, and tell of each when it is done.
+
+    Args:
+        patches: The patches.
+        timeout: Seconds that one side may take before it is killed.
+        done: Called with each outcome.
+
+    Returns:
+        The outcomes, in the order of the patches.
+    """
     outcomes = []
     for patch in patches:
         outcomes.append(run_tripwire(patch, timeout=timeout))
@@ -161,6 +177,14 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
     """Run the probe of a patch in a process of its own, with this patch alone or with none.
 
     A process that hangs, crashes or exits early has no opinion; the side then says what happened.
+
+    Args:
+        patch_id: The patch.
+        patched: Whether the patch is applied in that process.
+        timeout: Seconds that the process may take before it is killed.
+
+    Returns:
+        What the probe saw; ``present`` is None where it gave no answer, and ``error`` says why.
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
     environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}

@@ -41,15 +41,22 @@ class Installed:
 
 
 def import_package(distribution: str) -> str:
-    """Return the name under which the package of a distribution is imported (PEP 503 name to identifier)."""
+    """Return the name under which the package of a distribution is imported.
+
+    Args:
+        distribution: Its name on the index, in any spelling: ``-`` and ``.`` become ``_``, capitals lower case.
+    """
     return distribution.replace("-", "_").replace(".", "_").lower()
 
 
 def find_installed(distribution: str) -> Installed | None:
     """Return what is installed of a distribution, None where its package cannot be imported.
 
-    The ``__version__`` of a package that is already imported wins over the metadata: it belongs to the code that
-    runs, while metadata goes stale in editable installs and is shadowed by source trees on the path.
+    The ``__version__`` of a package that is already imported takes precedence over the metadata: it belongs to the code
+    that runs, while metadata goes stale in editable installs and is shadowed by source trees on the path.
+
+    Args:
+        distribution: Its name on the index. The package of that name may come from a distribution of another name.
     """
     package = import_package(distribution)
     loadable = _is_loadable(package)

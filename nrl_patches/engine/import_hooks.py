@@ -78,7 +78,11 @@ def call_when_executed(name: str, hook: Hook) -> None:
 
 
 def withdraw(hook: Hook) -> None:
-    """Forget a hook, for every module that it waits for."""
+    """Forget a hook, for every module that it waits for.
+
+    Args:
+        hook: One that was passed to :func:`call_when_executed`, compared by equality; others are ignored.
+    """
     with _lock:
         for name in [name for name, hooks in _hooks.items() if hook in hooks]:
             _hooks[name].remove(hook)
@@ -87,16 +91,23 @@ def withdraw(hook: Hook) -> None:
 
 
 def call_when_bypassed(listener: Callable[[], None]) -> None:
-    """Call ``listener()`` once others have been found to have taken ``sys.meta_path`` away from the hooks.
+    """Call ``listener()`` whenever others are found to have replaced ``sys.meta_path``.
 
-    What was imported in between was not observed. That is noticed by the next import that asks the hooks' finder, or
-    when :func:`keep_first` is called.
+    What was imported in the meantime was not observed. That is noticed by the next import that asks the hooks' finder,
+    or when :func:`keep_first` is called.
+
+    Args:
+        listener: Called in the thread that imports, without a lock; there is no way to remove it.
     """
     _bypassed.append(listener)
 
 
 def keep_first() -> bool:
-    """Let the import system ask the hooks' finder first, where there are hooks; see ``meta_path.put_first``."""
+    """Let the import system ask the hooks' finder first, if there are hooks.
+
+    Returns:
+        Whether it was not first before; see :func:`nrl_patches.meta_path.put_first`.
+    """
     return bool(_hooks) and meta_path.put_first(_finder)
 
 
@@ -106,7 +117,11 @@ def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None) 
 
 
 def stand_in_for(finder: object) -> None:
-    """Take the place of a finder that stood in ``sys.meta_path`` until there was need for the hooks."""
+    """Put the hooks' finder in the place of one that waited in ``sys.meta_path`` until the hooks were needed.
+
+    Args:
+        finder: The finder to replace; without it in the list, nothing happens.
+    """
     meta_path.take_away(finder, heir=_finder)
 
 

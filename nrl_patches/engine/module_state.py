@@ -15,19 +15,31 @@ __all__ = ["is_executing", "is_lazy", "loaded_modules", "namespace", "process_mo
 
 
 def namespace(module: ModuleType) -> dict[str, Any]:
-    """Return what the module holds by now."""
+    """Return the names that a module defines by now, without executing a lazy one.
+
+    Args:
+        module: The module; the result is its ``__dict__`` itself, not a copy.
+    """
     held: dict[str, Any] = object.__getattribute__(module, "__dict__")
     return held
 
 
 def is_lazy(module: ModuleType) -> bool:
-    """Whether the module waits for a look at an attribute to be executed."""
+    """Whether a module is executed only when an attribute of it is first looked up.
+
+    Args:
+        module: The module; ``importlib.util.LazyLoader`` makes lazy ones.
+    """
     kind = type(module)
     return (kind.__module__, kind.__name__) == ("importlib.util", "_LazyModule")
 
 
 def is_executing(name: str) -> bool:
-    """Whether the module of that name is being executed, for the first time or again."""
+    """Whether the module of that name is being executed, for the first time or by a reload.
+
+    Args:
+        name: Its absolute name; False if it is not in ``sys.modules``.
+    """
     module = sys.modules.get(name)
     spec = namespace(module).get("__spec__") if isinstance(module, ModuleType) else None
     return bool(getattr(spec, "_initializing", False)) or name in getattr(importlib, "_RELOADING", ())

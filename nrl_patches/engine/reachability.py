@@ -26,7 +26,16 @@ def reaches(outer: Any, inner: Any, *, by_name: bool) -> bool:
 
 
 def callees(outer: Any, *, by_name: bool, depth: int = _DEPTH) -> Iterator[Any]:
-    """Iterate over a callable and those that it holds; see :func:`reaches`."""
+    """Iterate over a callable and those that it holds; see :func:`reaches`.
+
+    Args:
+        outer: The callable. Its ``__func__``, ``func`` and closure are followed.
+        by_name: Whether its ``__wrapped__`` is followed too.
+        depth: How many steps are followed from it.
+
+    Yields:
+        ``outer`` itself, then what it holds, depth first.
+    """
     yield outer
     if depth == 0:
         return
@@ -42,7 +51,13 @@ def callees(outer: Any, *, by_name: bool, depth: int = _DEPTH) -> Iterator[Any]:
 
 
 def calls_inherited(function: Any, name: str, base: type) -> bool:
-    """Whether a method that overrides one of a base class seems to call that: through ``super()`` or by its name."""
+    """Whether a method that overrides one of a base class seems to call that: through ``super()`` or by its name.
+
+    Args:
+        function: The method. Its code and that of what it holds is searched for the names; nothing is executed.
+        name: The name of the overridden method.
+        base: The class that defines the overridden method.
+    """
     codes = (f.__code__ for f in callees(function, by_name=True) if isinstance(f, FunctionType))
     names = {used for code in codes for used in _names(code)}
     return name in names and not names.isdisjoint({"super", base.__name__})

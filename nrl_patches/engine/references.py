@@ -30,19 +30,22 @@ class Holders:
     Attributes:
         reachable: Namespaces in which the callable can be replaced.
         unreachable: For people, one phrase for each other object that keeps the callable: a closure, a partial, …
-        asked_collector: Whether the search depended on the lists of the garbage collector.
+        used_gc: Whether the search depended on the lists of the garbage collector.
     """
 
     reachable: list[Holder] = field(default_factory=list)
     unreachable: list[str] = field(default_factory=list)
-    asked_collector: bool = False
+    used_gc: bool = False
 
 
 def find_copies(wanted: Any) -> list[Holder]:
-    """Find the modules that hold a callable, under whatever name: what ``from module import name`` made, and its home.
+    """Find the modules that refer to a callable by any name: its home, and whatever did ``from module import name``.
 
     Args:
         wanted: The callable, compared by identity.
+
+    Returns:
+        One holder per module and name.
     """
     modules = {id(namespace(module)): module for module in loaded_modules()}
     # By id: a comprehension over the callable itself would hold it in a cell, and find that.
@@ -50,21 +53,24 @@ def find_copies(wanted: Any) -> list[Holder]:
     return [holder for module in modules.values() for holder in _named(module, namespace(module), key)]
 
 
-def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None, owner: Any = None) -> Holders:
+def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), exclude: Any = None, owner: Any = None) -> Holders:
     """Find every object that refers to a callable.
 
-    What no module holds is found in one pass of the garbage collector's lists (which objects frozen by ``gc.freeze``
-    are not on). That takes 20 ms with torch and transformers imported, and 70 ms beside vLLM.
+    References from outside of modules are found in one pass over the lists of the garbage collector (which do not have
+    objects frozen by ``gc.freeze``). That takes 20 ms with torch and transformers imported, and 70 ms with vLLM.
 
     Args:
         wanted: The callable, compared by identity.
         ignore: Types whose instances are the caller's own bookkeeping.
-        but: One more object that is known to hold it.
-        owner: A class that is known to hold it; what holds it beside that is searched for.
+        exclude: One more object that is known to refer to it.
+        owner: A class that is known to refer to it; its other references are searched for.
+
+    Returns:
+        The modules and classes in which the callable can be replaced, and a phrase for each other object.
     """
     modules = {id(namespace(module)) for module in loaded_modules()}
     key = id(wanted)
-    found = Holders(find_copies(wanted), asked_collector=True)
+    found = Holders(find_copies(wanted), used_gc=True)
     unresolved: list[dict[Any, Any]] = []
     cells: list[types.CellType] = []
     for referrer in gc.get_referrers(wanted):
@@ -73,7 +79,7 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None,
                 unresolved.append(referrer)
         elif isinstance(referrer, types.CellType):
             cells.append(referrer)
-        elif referrer is not but and not isinstance(referrer, (*_TRANSIENT, *ignore)):
+        elif referrer is not exclude and not isinstance(referrer, (*_TRANSIENT, *ignore)):
             found.unreachable.append(_describe(referrer))
     found.unreachable += _closures_over(cells)
     classes = {id(_own_namespace(owner)): owner} if isinstance(owner, type) else {}

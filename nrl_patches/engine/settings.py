@@ -52,7 +52,15 @@ class Settings:
 
     @classmethod
     def read(cls, environ: Mapping[str, str], registry: Registry) -> Settings:
-        """Read the variables. Never raises: a value that cannot be used is ignored and said in ``problems``."""
+        """Read the variables. Never raises: a value that cannot be used is ignored and reported in ``problems``.
+
+        Args:
+            environ: The environment variables.
+            registry: The patches whose ids and opt-outs the variables may name.
+
+        Returns:
+            The settings; without any variable, nothing is disabled or forced.
+        """
         problems: list[Problem] = []
         reader = _Reader(environ, registry, problems)
         strict = reader.switch("NRL_PATCHES_STRICT", default=False)

@@ -103,10 +103,17 @@ class Slot:
         return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
     def rebuild(self, layers: dict[str, Build]) -> Holders:
-        """Make the target consist of these layers, everywhere where the present callable is held.
+        """Make the target consist of these layers, in every place that refers to the present callable.
 
         Args:
             layers: The builds, by patch id, innermost first.
+
+        Returns:
+            Who referred to the callable before; where it could not be replaced is among them.
+
+        Raises:
+            TypeError: A build did not return a new plain function; nothing is changed then.
+            Exception: Whatever a build raises; nothing is changed then.
         """
         holders = self._holders()  # Before the builds close over the callable.
         function = self.site.function
@@ -137,7 +144,7 @@ class Slot:
         # Counted once more: another thread may have made a copy or dropped one.
         if _count_others(self) == len(elsewhere):
             return Holders(copies)
-        return find_holders(self.function, ignore=(Site, Slot, Mark), but=self.raw, owner=self.site.owner)
+        return find_holders(self.function, ignore=(Site, Slot, Mark), exclude=self.raw, owner=self.site.owner)
 
 
 def _count_others(slot: Slot) -> int | None:
@@ -170,18 +177,34 @@ Each holds its slot, under the name above: with the last of its holders goes all
 
 
 def slot_of(patch_id: str, fix: Fix) -> Slot | None:
-    """Return the slot in which a patch has a layer for this fix, None if it has none."""
+    """Return the slot in which a patch has a layer for this fix, None if it has none.
+
+    Args:
+        patch_id: The patch.
+        fix: One of its fixes.
+    """
     slot = _slots.get(fix.target)
     return slot if slot is not None and patch_id in slot.layers else None
 
 
 def is_installed(patch_id: str, fix: Fix, site: Site) -> bool:
-    """Whether the callable at a site already runs the fix, whichever copy of this package installed it."""
+    """Whether the callable at a site already runs the fix, whichever copy of this package installed it.
+
+    Args:
+        patch_id: The patch.
+        fix: One of its fixes.
+        site: Where the target of the fix is now.
+    """
     return slot_of(patch_id, fix) is not None or (site.mark is not None and patch_id in site.mark.ids)
 
 
 def forget_if_gone(fix: Fix, module: ModuleType) -> None:
-    """Drop the slot of a target that was made anew since, by a reload or a second import of its module."""
+    """Drop the slot of a target that a reload or a second import of its module has defined again.
+
+    Args:
+        fix: The fix.
+        module: The module of its target, as it is now.
+    """
     if fix.target in _slots:
         with suppress(MismatchError):  # Then there is no target at all, and the slot is as stale.
             site, slot = locate(module, fix), _slots[fix.target]
@@ -196,13 +219,21 @@ def _outlive(slot: Slot) -> None:
 
 
 def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
-    """Put a fix in place, on top of what other patches of this package put there.
+    """Put a fix in place, on top of what other patches of this package have put there.
+
+    Args:
+        patch_id: The patch.
+        fix: One of its fixes.
+        site: Where the target is, see :func:`nrl_patches.engine.targets.locate`.
 
     Returns:
-        What a user should know: whom the fix could not reach, who else was there first.
+        Notes for the user: references that the fix could not reach, a third-party patch below it, a compiler that may
+        have traced the target already.
 
     Raises:
-        MismatchError: Somebody else has patched on top of another patch of ours.
+        MismatchError: A third party has patched on top of another patch of ours.
+        TypeError: The fix did not build a new plain function.
+        Exception: Whatever the fix raises while it builds.
     """
     slot = _slots.get(fix.target) or Slot(site)
     if slot.intruder is not None:
@@ -214,7 +245,7 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     holders = slot.rebuild({**slot.layers, patch_id: fix.build})
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
-    if holders.asked_collector and gc.get_freeze_count() > _OF_THE_INTERPRETER and not is_executing(fix.module):
+    if holders.used_gc and gc.get_freeze_count() > _OF_THE_INTERPRETER and not is_executing(fix.module):
         notes.append(f"objects hidden by gc.freeze() were not searched for copies of {fix.qualname}")
     if _may_be_traced(fix.module):
         notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
@@ -222,10 +253,14 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
 
 
 def check_removable(patch_id: str, fixes: Iterable[Fix]) -> None:
-    """Check that nobody else has replaced one of the targets since.
+    """Check that no third party has replaced one of the targets since.
+
+    Args:
+        patch_id: The patch.
+        fixes: Those of its fixes that are to be removed.
 
     Raises:
-        UndoError: Somebody has.
+        UndoError: A third party has.
     """
     for fix in fixes:
         slot = slot_of(patch_id, fix)
@@ -241,13 +276,17 @@ def check_removable(patch_id: str, fixes: Iterable[Fix]) -> None:
 
 
 def uninstall(patch_id: str, fixes: Sequence[Fix]) -> list[str]:
-    """Take the fixes of a patch away, all or none.
+    """Remove the fixes of a patch, all or none.
+
+    Args:
+        patch_id: The patch.
+        fixes: The fixes; those that are not installed are skipped.
 
     Returns:
-        What a user should know: who keeps the fix all the same.
+        Notes for the user: references that keep the fix all the same.
 
     Raises:
-        UndoError: Somebody else has replaced one of the targets since.
+        UndoError: A third party has replaced one of the targets since; no fix is removed then.
     """
     check_removable(patch_id, fixes)
     targets = {fix.target for fix in fixes}

@@ -22,7 +22,12 @@ NEXT_STEP = "reinstall nrl-patches in this environment"
 
 
 def says(variable: str, words: tuple[str, ...]) -> bool:
-    """Whether an environment variable has one of some values."""
+    """Whether an environment variable has one of some values, in any case.
+
+    Args:
+        variable: Its name; unset counts as empty.
+        words: The values, in lower case.
+    """
     import os  # noqa: PLC0415 - see the module docstring
 
     return os.environ.get(variable, "").strip().lower() in words
@@ -94,13 +99,18 @@ def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str
 
 
 def write_record(text: str) -> int:
-    """Write a record into a new file in memory and return its descriptor, which the process keeps open.
+    """Write a record into a new file in memory, which the process keeps open.
 
     Args:
         text: The record, as JSON.
 
+    Returns:
+        The file descriptor, 3 or above; a program that the process executes does not inherit it.
+
     Raises:
-        OSError: There are no such files: a sandbox forbids them. AttributeError, ImportError: this system has none.
+        OSError: A sandbox forbids such files.
+        AttributeError: This system has none (``os.memfd_create``).
+        ImportError: This system has no ``fcntl``.
     """
     import os  # noqa: PLC0415
     from fcntl import F_DUPFD_CLOEXEC, fcntl  # noqa: PLC0415

@@ -85,7 +85,14 @@ class Running:
 
 
 def look_into(pid: int) -> Running:
-    """Read the records of a process; whatever prevents that is said in the result."""
+    """Read the records of a process. Never raises: what prevents it is the ``problem`` of the result.
+
+    Args:
+        pid: The process.
+
+    Returns:
+        Its command line and up to 16 records, one per copy of nrl_patches in it.
+    """
     folder = _PROC / str(pid)
     if not _PROC.joinpath("self", "fd").exists():
         return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
@@ -105,7 +112,11 @@ def look_into(pid: int) -> Running:
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have started, by id."""
+    """Return the processes that a process has started, and those that they have started, by id.
+
+    Args:
+        pid: The process; without ``/proc``, it has none.
+    """
     children: dict[int, list[int]] = {}
     for folder in _PROC.glob("[0-9]*"):
         children.setdefault(_parent_of(folder), []).append(int(folder.name))
@@ -119,7 +130,11 @@ def descendants(pid: int) -> list[int]:
 
 
 def is_in_trouble(process: Running) -> bool:
-    """Whether a patch has drifted or failed in a process, or nrl_patches could not be imported or is missing there."""
+    """Whether a process lacks the patches, could not import them, or has one that drifted or failed.
+
+    Args:
+        process: What :func:`look_into` returned.
+    """
     return process.unpatched or any(
         record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
         for record in process.records

@@ -58,7 +58,7 @@ def run_code(  # noqa: PLR0913 - as subprocess has them
     pass_fds: Sequence[int] = (),
     apart: bool = False,
 ) -> Ended:
-    """Execute code in an interpreter and wait for its end, killing it and what it has started if that takes too long.
+    """Execute code in an interpreter and wait for its end; kill it and what it has started if that takes too long.
 
     Args:
         code: What to execute.
@@ -68,6 +68,9 @@ def run_code(  # noqa: PLR0913 - as subprocess has them
         environ: Its environment variables; by default those of this process.
         pass_fds: File descriptors that it inherits.
         apart: Whether stderr is kept apart from stdout.
+
+    Returns:
+        Its exit code and the last 100,000 bytes of its output, read as text.
 
     Raises:
         OSError: The interpreter cannot be started.
@@ -108,8 +111,12 @@ def start_code(  # noqa: PLR0913 - as subprocess has them
         pass_fds: File descriptors that it inherits.
         cwd: Its working directory.
 
+    Yields:
+        The process, the leader of a session of its own; its stdin is ``/dev/null``.
+
     Raises:
-        OSError: The interpreter cannot be started; InterruptedError: another thread has ended all.
+        OSError: The interpreter cannot be started.
+        InterruptedError: Another thread has ended everything, see :func:`ending_all`.
     """
     reading, writing = os.pipe()
     home = "" if python else str(Path(__file__).parents[2])
@@ -170,14 +177,23 @@ def ending_all() -> Iterator[Callable[[], None]]:
 
 
 def describe_end(code: int) -> str:
-    """Return how a process ended that gave no answer, by its exit code as ``subprocess`` has it."""
+    """Return how a process without an answer ended, as a phrase.
+
+    Args:
+        code: Its exit code as ``subprocess`` has it: negative for a signal.
+    """
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"exited with {code} without an answer"
 
 
 def tail(file: IO[bytes], length: int = _TAIL) -> str:
-    """Return the end of a file that may be of any size, as text."""
+    """Return the end of a file of any size, as text; bytes that are not UTF-8 are replaced.
+
+    Args:
+        file: The file, open for reading.
+        length: The number of bytes.
+    """
     file.seek(max(0, file.seek(0, os.SEEK_END) - length))
     return file.read(length).decode(errors="replace")
 

@@ -109,7 +109,11 @@ def parent_version() -> str | None:
 
 
 def carry(carried: Carried) -> None:
-    """Give something along to all children from now on."""
+    """Pass something on to all children from now on, in place of what was passed on before.
+
+    Args:
+        carried: What to pass on.
+    """
     child_bootstrap()  # Read while it is there: the package may be replaced while a job runs.
     _carried[:] = [carried]
 

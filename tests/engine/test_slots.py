@@ -379,7 +379,7 @@ def passes(monkeypatch):
 
     def remember(slot):  # Nothing here may take the callable as an argument: it would be one more holder.
         found = search(slot)
-        made.append(found.asked_collector)
+        made.append(found.used_gc)
         return found
 
     monkeypatch.setattr(replacement.Slot, "_holders", remember)

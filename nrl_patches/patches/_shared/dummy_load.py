@@ -25,7 +25,11 @@ UNQUANTIZED = SimpleNamespace(quantization=None)
 
 @contextmanager
 def hidden_constants(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the persistent buffers that hold a value out of the state dict."""
+    """Keep the persistent buffers that hold a value out of the state dict.
+
+    Args:
+        model: The model, restored when the context is left. A buffer on the meta device or with a NaN holds no value.
+    """
     hidden: list[tuple[set[str], str]] = []
     try:
         for module in model.modules():
@@ -46,7 +50,14 @@ def _has_value(buffer: torch.Tensor) -> bool:
 
 
 def observe(fill: Callable[[torch.nn.Module], Any]) -> Observation:
-    """Fill a module that has one tensor of each kind, and look at its constant."""
+    """Fill a module that has one tensor of each kind, and look at its constant.
+
+    Args:
+        fill: The dummy load: writes random numbers into the tensors of the module that it is given.
+
+    Returns:
+        The defect is present if the persistent buffer was overwritten; the evidence has the value of each tensor.
+    """
     import torch
 
     model = torch.nn.Module()

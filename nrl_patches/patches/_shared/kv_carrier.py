@@ -42,12 +42,22 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
         self.fetched: set[tuple[Any, int]] = set()
 
     def carry(self, slot: tuple[Any, int], leaf: torch.Tensor) -> None:
-        """Take over the gradient that has arrived at what a reader was given."""
+        """Take the gradient that has arrived at a leaf, and add it to what its donor is owed.
+
+        Args:
+            slot: The donor, and 0 for its keys or 1 for its values.
+            leaf: What a reader got in their place, ``(batch, kv_heads, length, head_dim)``; its ``grad`` becomes None.
+        """
         gradient, leaf.grad = leaf.grad, None
         self[slot] = self[slot] + gradient if slot in self else gradient
 
     def fetch(self, slot: tuple[Any, int], gradient: torch.Tensor) -> torch.Tensor | None:
-        """Return what the donor's own attention gives plus what was carried, None if nothing was."""
+        """Return the gradient of a donor's own attention plus what was carried; None, to keep it, if nothing was.
+
+        Args:
+            slot: The donor, and 0 for its keys or 1 for its values.
+            gradient: What flows back through the donor's own attention, ``(batch, kv_heads, length, head_dim)``.
+        """
         self.fetched.add(slot)
         carried = self.pop(slot, None)
         return None if carried is None else gradient + carried.to(gradient.device)
@@ -128,12 +138,24 @@ class SharedStates:
             self.states[donor] = states
 
     def visited_by(self, layer: int) -> None:
-        """Write in each layer where a traced checkpoint would be wrong: for this dynamo gives up tracing it."""
+        """Write to the carrier in each layer whose traced checkpoint would be wrong: dynamo then gives up tracing it.
+
+        Args:
+            layer: The index of the layer.
+        """
         if not self.traced:
             self.visitor = layer
 
     def to(self, device: torch.device, *, non_blocking: bool = False) -> SharedStates:
-        """Move the states to where the next layers are; accelerate asks for it in a model that several devices hold."""
+        """Move the states to the device of the next layers, as accelerate does in a model on several devices.
+
+        Args:
+            device: The device.
+            non_blocking: As in ``torch.Tensor.to``.
+
+        Returns:
+            This carrier: the states are moved in place, so that all layers keep sharing it.
+        """
         import torch
 
         with torch.set_grad_enabled(self.learning):  # A reentrant layer asks without gradients, and others read.
@@ -181,12 +203,25 @@ class CacheView:
         self.shared_layers = shared_layers
 
     def update(self, keys: torch.Tensor, values: torch.Tensor, *where: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Append to the real cache and return all of it; without one, return what came in."""
+        """Append keys and values to the real cache, if there is one.
+
+        Args:
+            keys: Those of this step, ``(batch, kv_heads, length, head_dim)``.
+            values: Those of this step, of the same shape.
+            where: The index of the layer and the cache's own arguments.
+
+        Returns:
+            The keys and values of all steps; without a cache, those of this step.
+        """
         return (keys, values) if self.cache is None else self.cache.update(keys, values, *where)
 
 
 def hand_down_states(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a text model's forward that gives its layers a carrier."""
+    """Build a text model's forward that gives its layers a carrier.
+
+    Args:
+        forward: Upstream's ``TextModel.forward``, which passes unknown keyword arguments on to its layers.
+    """
     # What Gemma 3n writes in place is wrong in a checkpoint that was traced, and right where the graph breaks for it,
     # as it does for upstream's own mapping.
     traced = "gemma3n" not in forward.__module__
@@ -209,7 +244,11 @@ def hand_down_states(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_through_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's forward that finds the carrier where it looks for its cache."""
+    """Build an attention's forward that finds the carrier where it looks for its cache.
+
+    Args:
+        forward: Upstream's ``TextAttention.forward``, with the parameter ``past_key_values``.
+    """
     position = position_of("past_key_values", forward)
 
     def forward_with_view(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -224,7 +263,11 @@ def read_through_cache(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def read_from_argument(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's forward that takes the carrier for the mapping that it expects as an argument."""
+    """Build an attention's forward that gets the carrier in place of the mapping that it expects as an argument.
+
+    Args:
+        forward: Upstream's ``TextAttention.forward``, with the parameter ``shared_kv_states``.
+    """
     position = position_of("shared_kv_states", forward)
 
     def forward_with_argument(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -238,17 +281,29 @@ def read_from_argument(forward: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def position_of(parameter: str, forward: Callable[..., Any]) -> int:
-    """Return where a parameter stands among those after ``self``."""
+    """Return the position of a parameter among those after ``self``, from 0.
+
+    Args:
+        parameter: The name of the parameter.
+        forward: A method of which it is a positional parameter.
+    """
     return list(inspect.signature(forward).parameters).index(parameter) - 1
 
 
 def replaced(
     args: tuple[Any, ...], kwargs: dict[str, Any], position: int, parameter: str, build: Callable[[Any], Any]
 ) -> tuple[Any, ...]:
-    """Replace an argument by what is built from it, whichever way it was passed; None where it was not.
+    """Replace an argument by what is built from it, whether it was passed by position, by keyword or not at all.
+
+    Args:
+        args: The positional arguments of a call, without ``self``.
+        kwargs: The keyword arguments of the call; changed in place.
+        position: The position of the parameter, see :func:`position_of`.
+        parameter: Its name.
+        build: Called with the argument, None if it was not passed; returns the new one.
 
     Returns:
-        The positional arguments. Those by keyword are changed in place.
+        The positional arguments with the new one in place.
     """
     if len(args) > position:
         return (*args[:position], build(args[position]), *args[position + 1 :])
@@ -257,12 +312,26 @@ def replaced(
 
 
 def check_runs_layers(forward: Callable[..., Any]) -> str | None:
-    """Guard: the text model passes what it does not know on to its layers."""
+    """Check that a text model passes keyword arguments that it does not know on to its layers.
+
+    Args:
+        forward: The forward of the text model.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     return mismatch(forward, parameters="self use_cache kwargs", attributes="layers")
 
 
 def check_plain_dict(forward: Callable[..., Any]) -> str | None:
-    """Guard: the text model makes the mapping itself, and no ``UserDict`` as upstream does since the fix."""
+    """Check that a text model makes the mapping itself, as a plain dict; upstream's fix makes a ``UserDict``.
+
+    Args:
+        forward: The forward of the text model.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     missing = check_runs_layers(forward)
     if missing is None and mismatch(forward, attributes="UserDict") is None:
         return "hands the states down in a UserDict, which FSDP2 leaves alone"
@@ -270,7 +339,14 @@ def check_plain_dict(forward: Callable[..., Any]) -> str | None:
 
 
 def check_shares_states(forward: Callable[..., Any]) -> str | None:
-    """Guard: the attention takes the states as an argument, and stores those of a donor in it."""
+    """Check that an attention takes the states as an argument, and that a donor stores its own in it.
+
+    Args:
+        forward: The forward of the attention.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     return mismatch(forward, parameters="self shared_kv_states kwargs", attributes="store_full_length_kv")
 
 

@@ -19,7 +19,13 @@ IDLE = ("k_proj", "v_proj", "k_norm", "v_norm")
 
 
 def drop_from(patch: Patch, family: str, prefix: str) -> None:
-    """Declare the fixes of a patch that remove them from the models of a family, whose classes have this prefix."""
+    """Declare the fixes of a patch that remove the unused projections from the models of a family.
+
+    Args:
+        patch: The patch.
+        family: The name of the family's package below ``transformers.models``.
+        prefix: The prefix of the names of its classes.
+    """
     module = f"transformers.models.{family}.modeling_{family}:{prefix}"
     patch.fix(
         f"{module}PreTrainedModel.post_init",
@@ -32,7 +38,11 @@ def drop_from(patch: Patch, family: str, prefix: str) -> None:
 
 
 def drop_idle_projections(post_init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the end of a model's construction that removes them, before weights are initialised or loaded."""
+    """Build a ``post_init`` that removes the unused projections before weights are initialised or loaded.
+
+    Args:
+        post_init: Upstream's ``PreTrainedModel.post_init`` of the family.
+    """
     from transformers import PreTrainedModel
 
     # Up to 4.56 the loader asks the class, where what is never unexpected in another model of it does no harm.
@@ -53,7 +63,11 @@ def drop_idle_projections(post_init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_without_idle_projections(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's ``_load_from_state_dict`` that takes what was saved before they were dropped."""
+    """Build a ``_load_from_state_dict`` that accepts checkpoints which still have the unused projections.
+
+    Args:
+        load: The ``_load_from_state_dict`` of the attention.
+    """
 
     def load_without(self: Any, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "is_kv_shared_layer", False):
@@ -65,7 +79,11 @@ def load_without_idle_projections(load: Callable[..., Any]) -> Callable[..., Any
 
 
 def note_idle_projections(attention: Any) -> None:
-    """Tell, once, of a model that was built before the patch: it has the projections, and DDP waits for them."""
+    """Warn once about a model built before the patch: it has the projections, and DDP waits for their gradients.
+
+    Args:
+        attention: The attention that runs, with gradients enabled.
+    """
     import torch
 
     if attention.is_kv_shared_layer and "k_proj" in attention._modules and torch.is_grad_enabled():

@@ -63,7 +63,14 @@ def tiny_model(family: str, **changes: Any) -> Any:
 
 
 def observe_missing_cache(family: str) -> Observation:
-    """Compare the logits of a model with and without a cache: they are the same function."""
+    """Compare the logits of a model with and without a cache: they are the same function.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if the largest difference exceeds 1e-5 of the largest logit; the evidence has both.
+    """
     import torch
 
     model = tiny_model(family).eval()
@@ -76,7 +83,14 @@ def observe_missing_cache(family: str) -> Observation:
 
 
 def observe_fsdp2(family: str) -> Observation:
-    """Run a model whose layers are sharded by FSDP2, on one gloo rank: its hooks rebuild plain dicts there too."""
+    """Run a model whose layers are sharded by FSDP2, on one gloo rank: its hooks rebuild plain dicts there too.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if a layer raises ``KeyError``; the evidence has the key.
+    """
     import torch
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
@@ -98,7 +112,14 @@ def observe_fsdp2(family: str) -> Observation:
 
 
 def observe_reentrant(family: str) -> Observation:
-    """Compare the gradients of a model with and without reentrant checkpointing: they are those of one function."""
+    """Compare the gradients of a model with and without reentrant checkpointing: they are those of the same function.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if the norm of the difference exceeds 1e-4 of the norm of the gradient.
+    """
     import torch
 
     tokens = torch.arange(1, 17).view(1, -1)
@@ -118,7 +139,14 @@ def observe_reentrant(family: str) -> Observation:
 
 
 def observe_copied_mappings(family: str) -> Observation:
-    """Run a model whose layers get copies of all mappings, as accelerate's hooks give them when they move inputs."""
+    """Run a model whose layers get copies of all mappings, as from accelerate's hooks when they move the inputs.
+
+    Args:
+        family: ``gemma4``; Gemma 3n was never offloaded this way.
+
+    Returns:
+        The defect is present if a layer raises ``KeyError``; the evidence has the key.
+    """
     import torch
 
     def copy(thing: Any) -> Any:

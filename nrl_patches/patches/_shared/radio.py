@@ -11,7 +11,11 @@ SCALES = ("ls1", "ls2")
 
 
 def lend(block: torch.nn.Module) -> None:
-    """Register buffers that share the memory of the scales, for level-2 sleep to save and restore."""
+    """Register buffers that share the memory of the scales, for level-2 sleep to save and restore.
+
+    Args:
+        block: A block of the tower, with the parameters ``ls1`` and ``ls2``; one on the meta device is skipped.
+    """
     for name in SCALES:
         scale = block._parameters.get(name)
         if scale is not None and not scale.is_meta:
@@ -23,6 +27,9 @@ def leave_layerwise_reload(block: torch.nn.Module) -> None:
 
     The reload makes a layer's tensors anew if the stream carries any of them, and up to 0.25.1 leaves the others as
     they came out of the allocator.
+
+    Args:
+        block: A block of the tower; nothing is done unless a reload has put its scales on the meta device.
     """
     if not any(scale is not None and scale.is_meta for scale in map(block._parameters.get, SCALES)):
         return

@@ -26,14 +26,25 @@ patch = Patch(
 
 
 def check_dtype_unknown(load: Callable[..., Any]) -> str | None:
-    """Guard: the code has no word for ``dtype``; decides builds between the releases."""
+    """Check that the loader does not read ``dtype``; this decides for builds between releases.
+
+    Args:
+        load: ``from_pretrained`` or ``from_config`` of Automodel's base class.
+
+    Returns:
+        None if it does not, otherwise the difference.
+    """
     if "dtype" in getattr(inspect.unwrap(load), "__code__", mismatch.__code__).co_consts:
         return "reads dtype, as it does since the fix"
     return mismatch(load, parameters="torch_dtype kwargs", attributes="_build_model")
 
 
 def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the loader that takes either name."""
+    """Build a loader that takes either name.
+
+    Args:
+        load: ``from_pretrained`` or ``from_config``, which reads ``torch_dtype`` only.
+    """
 
     def load_by_either_name(*args: Any, **kwargs: Any) -> Any:
         # One dtype for each part of the model, as transformers allows, is nothing that `torch_dtype` understands.

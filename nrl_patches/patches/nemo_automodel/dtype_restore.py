@@ -38,7 +38,11 @@ _requested: contextvars.ContextVar[Any] = contextvars.ContextVar("nrl_requested_
     guard=lambda init: mismatch(init, parameters="torch_dtype kwargs"),
 )
 def note_request(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the loader that notes which dtype was asked for while it runs; None stands for the file's own."""
+    """Build a loader that notes which dtype was requested while it runs; None stands for the file's own.
+
+    Args:
+        init: Automodel's ``_init_model``.
+    """
     signature = inspect.signature(init)
 
     def init_noting(*args: Any, **kwargs: Any) -> Any:
@@ -67,7 +71,14 @@ def _as_dtype(asked: Any) -> Any:
 
 
 def check_request_ignored(restore: Callable[..., Any]) -> str | None:
-    """Guard: the function is not told what was asked for; decides builds between the releases."""
+    """Check that the function does not get the requested dtype; this decides for builds between releases.
+
+    Args:
+        restore: Automodel's ``_restore_loaded_model_dtype``.
+
+    Returns:
+        None if it does not, otherwise the difference.
+    """
     if mismatch(restore, parameters="requested_dtype") is None:
         return "takes requested_dtype, as it does since the fix"
     return mismatch(restore, parameters="model hf_config load_kwargs", attributes="_get_checkpoint_tensor_dtypes")
@@ -78,7 +89,11 @@ def check_request_ignored(restore: Callable[..., Any]) -> str | None:
     guard=check_request_ignored,
 )
 def restore_unless_requested(restore: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the restoring that leaves alone what was asked for."""
+    """Build a restore that keeps the requested dtype.
+
+    Args:
+        restore: Automodel's ``_restore_loaded_model_dtype``, which casts each tensor to its dtype in the file.
+    """
 
     def restore_heeding(model: Any, *args: Any, **kwargs: Any) -> None:
         asked = _requested.get()

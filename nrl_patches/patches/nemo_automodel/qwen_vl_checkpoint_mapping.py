@@ -36,7 +36,14 @@ patch = Patch(
 
 
 def check_asked_by_type(lookup: Callable[..., Any]) -> str | None:
-    """Guard: Automodel asks by type only, and transformers knows the class only."""
+    """Check that Automodel asks for rules by model type only, and that transformers keeps them by class only.
+
+    Args:
+        lookup: transformers' lookup, as Automodel's module imports it.
+
+    Returns:
+        None if both hold, otherwise the difference.
+    """
     ask = getattr(inspect.unwrap(lookup), "__globals__", {}).get("get_combined_key_mapping")
     if ask is None or "model" in inspect.signature(ask).parameters:
         return "is not asked by get_combined_key_mapping, or that knows the model's class"
@@ -51,7 +58,11 @@ def check_asked_by_type(lookup: Callable[..., Any]) -> str | None:
     guard=check_asked_by_type,
 )
 def by_class(lookup: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the lookup that falls back to the class of a type."""
+    """Build a lookup that falls back to the class of a model type.
+
+    Args:
+        lookup: transformers' lookup, as Automodel's module imports it.
+    """
 
     def lookup_by_class(model_type: str) -> Any:
         rules = lookup(model_type)

@@ -37,7 +37,11 @@ PREFIX = "base_model.model."
 
 
 def rules_by_class(model: Any) -> list[Any]:
-    """Return the rules of a model whose type has none; empty where there is nothing to repair."""
+    """Return the rules of a model whose type has none; empty where there is nothing to repair.
+
+    Args:
+        model: The base model of the adapter, a ``PreTrainedModel``.
+    """
     from transformers import conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
@@ -65,7 +69,11 @@ def _renamed(rules: list[Any], name: str) -> str:
     ),
 )
 def by_class(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the conversion that also knows rules by class."""
+    """Build a conversion that also knows rules by class.
+
+    Args:
+        convert: PEFT's ``convert_peft_adapter_state_dict_for_transformers``.
+    """
     signature = inspect.signature(convert)
 
     def convert_by_class(*args: Any, **kwargs: Any) -> Any:

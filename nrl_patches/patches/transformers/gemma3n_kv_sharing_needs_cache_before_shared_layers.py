@@ -66,7 +66,14 @@ class _DonorCache:
 
 
 def picks_from_cache(forward: Callable[..., Any]) -> str | None:
-    """Guard: the attention picks the donor's states from the cache, in one of the two ways that releases have."""
+    """Check that the attention takes the donor's states from the cache, in one of the two ways that releases have.
+
+    Args:
+        forward: The forward of the attention.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     if mismatch(forward, parameters="self past_key_value kwargs", attributes="key_cache value_cache") is None:
         return None
     return mismatch(forward, parameters="self past_key_value kwargs", attributes="layers keys values")
@@ -79,7 +86,13 @@ patch.fix(
 
 
 def cache_or_donor(attention: Any, cache: Any, carrier: kv_carrier.SharedStates) -> Any:
-    """Return what an attention takes for its cache: the real one, or where there is none its donor's layer."""
+    """Return what an attention gets as its cache: the real one, or its donor's layer if there is none.
+
+    Args:
+        attention: The attention.
+        cache: What it was called with; None without a cache.
+        carrier: The states of the donors.
+    """
     if cache is not None:
         return cache
     carrier.visited_by(attention.layer_idx)
@@ -94,7 +107,11 @@ def cache_or_donor(attention: Any, cache: Any, carrier: kv_carrier.SharedStates)
 
 @patch.fix("transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward", guard=picks_from_cache)
 def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's forward that finds its donor where it looks for a cache that is not there."""
+    """Build an attention's forward that finds its donor where it looks for a cache that does not exist.
+
+    Args:
+        forward: Upstream's ``TextAttention.forward``, with the parameter ``past_key_value``.
+    """
     position = kv_carrier.position_of("past_key_value", forward)
 
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:

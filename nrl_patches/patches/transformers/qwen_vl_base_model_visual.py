@@ -29,12 +29,23 @@ patch = Patch(
 
 
 def moves_tower(rules: Any) -> bool:
-    """Whether the rules take the tower away from where the checkpoint rightly has it."""
+    """Whether the rules move the tower away from where the checkpoint rightly has it.
+
+    Args:
+        rules: What the lookup returned for the class without a head.
+    """
     return bool(rules) and qwen_vl_rules.renamed(rules, "model.visual.x") != "model.visual.x"
 
 
 def check_tower_may_move(lookup: Callable[..., Any]) -> str | None:
-    """Guard: the class without a head has a rule. Whether that moves the tower is asked at every lookup."""
+    """Check that the class without a head has a rule. Whether that moves the tower is tested at every lookup.
+
+    Args:
+        lookup: transformers' lookup.
+
+    Returns:
+        None if it has one, otherwise the difference.
+    """
     # By the names in its code: building all the rules to look at one takes each process that imports them 80 ms.
     build = getattr(sys.modules.get("transformers.conversion_mapping"), "_build_checkpoint_conversion_mapping", None)
     constants = getattr(getattr(inspect.unwrap(build), "__code__", None), "co_consts", ()) if build else ()
@@ -48,7 +59,11 @@ def check_tower_may_move(lookup: Callable[..., Any]) -> str | None:
     guard=check_tower_may_move,
 )
 def leave_tower(lookup: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the lookup that answers with the head's rule."""
+    """Build a lookup that returns the head's rule for the text in place of one that moves the tower.
+
+    Args:
+        lookup: transformers' ``get_checkpoint_conversion_mapping``.
+    """
 
     def lookup_leaving_tower(model_type: str) -> Any:
         rules = lookup(model_type)

@@ -38,7 +38,14 @@ patch = Patch(
 
 
 def check_rules_incomplete(lookup: Callable[..., Any]) -> str | None:
-    """Guard: one of the two rules is missing."""
+    """Check that one of the two rules is missing.
+
+    Args:
+        lookup: transformers' lookup.
+
+    Returns:
+        None if one is, otherwise the difference.
+    """
     rules = qwen_vl_rules.registered_rules()
     by_type = rules.get("qwen2_vl")
     without_tower = by_type and qwen_vl_rules.renamed(by_type, "visual.x") == "visual.x"
@@ -53,7 +60,11 @@ def check_rules_incomplete(lookup: Callable[..., Any]) -> str | None:
     guard=check_rules_incomplete,
 )
 def complete(lookup: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the lookup that adds the missing rules; every call returns new ones, for transformers writes into them."""
+    """Build a lookup that adds the missing rules. Every call returns new ones, since transformers writes to them.
+
+    Args:
+        lookup: transformers' ``get_checkpoint_conversion_mapping``.
+    """
 
     def lookup_complete(model_type: str) -> Any:
         from transformers.core_model_loading import WeightRenaming

@@ -37,7 +37,11 @@ _bases: contextvars.ContextVar[Mapping[str, str] | None] = contextvars.ContextVa
 
 
 def base_of(model: Any) -> str | None:
-    """Return the name of the class that a model stands for, None if it stands for itself."""
+    """Return the name of the class whose rules apply to a model, None if those of its own class do.
+
+    Args:
+        model: A ``PreTrainedModel``, or a part of one.
+    """
     from transformers import conversion_mapping
 
     kind, model_type = type(model), getattr(getattr(model, "config", None), "model_type", None)
@@ -63,13 +67,24 @@ def base_of(model: Any) -> str | None:
 
 
 def check_asked_by_name(ask: Callable[..., Any]) -> str | None:
-    """Guard: rules are looked up by the name of a class, and of no other."""
+    """Check that rules are looked up by the name of the model's class, and not by those of its bases.
+
+    Args:
+        ask: A function of transformers that collects the rules of a model.
+
+    Returns:
+        None if they are, otherwise the difference.
+    """
     missing = mismatch(ask, parameters="model", attributes="get_checkpoint_conversion_mapping __name__")
     return missing or (None if mismatch(ask, attributes="__mro__") else "looks along the bases")
 
 
 def by_base(ask: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the collecting of rules that takes a class for its base."""
+    """Build a function that collects rules with each class replaced by its base, see :func:`base_of`.
+
+    Args:
+        ask: A function of transformers that collects the rules of a model.
+    """
 
     def ask_by_base(model: Any, *args: Any, **kwargs: Any) -> Any:
         found = {m: base for m in model.modules() if hasattr(m, "base_model_prefix") and (base := base_of(m))}
@@ -94,7 +109,11 @@ for _ask in ("get_model_conversion_mapping", "extract_weight_conversions_for_mod
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping", guard=qwen_vl_rules.check_lookup_signature
 )
 def for_base(lookup: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the lookup that answers for the base, with what other patches answer for it."""
+    """Build a lookup that returns the rules of the base, as other patches have changed them.
+
+    Args:
+        lookup: transformers' ``get_checkpoint_conversion_mapping``.
+    """
 
     def lookup_for_base(model_type: str) -> Any:
         from transformers import conversion_mapping

@@ -44,7 +44,14 @@ patch = Patch(
 
 
 def skips_non_persistent_buffers(load_weights: Callable[..., Any]) -> str | None:
-    """Guard: the fill leaves out non-persistent buffers, in one of the two ways that releases have."""
+    """Check that the fill leaves out non-persistent buffers, in one of the two ways that releases have.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's dummy loader.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     # Up to 0.29.0 the callee takes the tensors of a state dict; later releases ask each module which buffers to skip.
     if mismatch(load_weights, parameters="self model", attributes="initialize_dummy_weights") is None:
         return None
@@ -55,7 +62,11 @@ def skips_non_persistent_buffers(load_weights: Callable[..., Any]) -> str | None
     "vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=skips_non_persistent_buffers
 )
 def keep_constants(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a dummy load that leaves constants alone."""
+    """Build a dummy load that leaves constants alone.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's dummy loader.
+    """
 
     def load_weights_but_constants(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         with dummy_load.hidden_constants(model):

@@ -40,7 +40,11 @@ patch = Patch(
     guard=lambda fill: mismatch(fill, parameters="model", attributes="state_dict"),
 )
 def keep_constants(fill: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a fill that leaves constants alone."""
+    """Build a fill that leaves constants alone.
+
+    Args:
+        fill: vLLM's ``initialize_dummy_weights``.
+    """
 
     def fill_but_constants(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         with dummy_load.hidden_constants(model):

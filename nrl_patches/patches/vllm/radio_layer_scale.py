@@ -56,7 +56,11 @@ ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_sca
     guard=lambda init: mismatch(init, parameters="self config", attributes="RadioInternVisionModel model"),
 )
 def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a constructor whose blocks lend their scales."""
+    """Build a constructor whose blocks lend their scales, see :func:`nrl_patches.patches._shared.radio.lend`.
+
+    Args:
+        init: The constructor of vLLM's ``RadioModel``.
+    """
 
     def init_and_lend(self: Any, *args: Any, **kwargs: Any) -> None:
         init(self, *args, **kwargs)
@@ -67,7 +71,14 @@ def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def fills(load_weights: Callable[..., Any]) -> str | None:
-    """Guard: the fill is done here, in one of the two ways that releases have, and not inherited."""
+    """Check that the fill happens in the function itself, in one of the two ways that releases have.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's dummy loader.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     mismatches = [
         mismatch(load_weights, parameters="self model", attributes=function)
         for function in ("initialize_single_dummy_weight", "initialize_dummy_weights")  # The latter up to 0.29.0.
@@ -77,7 +88,11 @@ def fills(load_weights: Callable[..., Any]) -> str | None:
 
 @patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=fills)
 def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a dummy load after which every scale is what it was before."""
+    """Build a dummy load after which every scale has the value that it had before.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's dummy loader.
+    """
 
     def load_weights_but_scales(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         # That they are lent tells the scales of RADIO from what other models call `ls1`.
@@ -93,7 +108,14 @@ def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
-    """Guard: the entries are dropped, as in every release."""
+    """Check that the loader drops ``ls1`` and ``ls2``, as in every release.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's ``RadioModel``.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     missing = mismatch(load_weights, parameters="self weights", attributes="named_parameters")
     if missing is None and frozenset(radio.SCALES) not in load_weights.__code__.co_consts:
         return "does not skip ls1 and ls2"
@@ -102,7 +124,11 @@ def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
 
 @patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=skips_layer_scale)
 def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a loader that writes LayerScale itself and leaves the rest to the original."""
+    """Build a loader that writes LayerScale itself and leaves the rest to the original.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's ``RadioModel``.
+    """
 
     def load_layer_scale_too(self: Any, weights: Any) -> set[str]:
         from vllm.model_executor.model_loader.weight_utils import default_weight_loader

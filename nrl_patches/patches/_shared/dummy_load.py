@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 CONSTANT = 8.0
 
 UNQUANTIZED = SimpleNamespace(quantization=None)
-"""All that a dummy load reads of a model's configuration, and only vLLM 0.16.0 reads it."""
+"""The one field of a model's configuration that a dummy load reads, in vLLM 0.16.0 only."""
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def hidden_constants(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _has_value(buffer: torch.Tensor) -> bool:
-    # A meta tensor is not made yet, and NaN is what uninitialised memory holds. Masks are constants with -inf.
+    # A meta tensor has no memory yet, and uninitialised memory may hold NaN. Masks are constants with -inf.
     return not buffer.is_meta and not (buffer.is_floating_point() and bool(buffer.float().isnan().any()))
 
 

@@ -1,8 +1,7 @@
-"""The keys and values that KV-shared layers were once given of their own, and that nobody uses.
+"""The unused projections of KV-shared layers: their own ``k_proj``, ``v_proj`` and norms.
 
-Once their states come from a donor at all times, ``k_proj``, ``v_proj`` and their norms get no gradient, which DDP
-takes for an error and LoRA for a place to adapt. Upstream's fix makes layers without them, and ignores them in
-checkpoints.
+Once the states of these layers always come from a donor, the projections get no gradient, which DDP reports as an
+error, and LoRA adapts them in vain. Upstream's fix builds layers without them, and ignores them in checkpoints.
 """
 
 from __future__ import annotations
@@ -45,7 +44,7 @@ def drop_idle_projections(post_init: Callable[..., Any]) -> Callable[..., Any]:
     """
     from transformers import PreTrainedModel
 
-    # Up to 4.56 the loader asks the class, where what is never unexpected in another model of it does no harm.
+    # Up to 4.56 the loader reads the list of the class, where entries of another model do no harm.
     by_class = not hasattr(PreTrainedModel, "_adjust_missing_and_unexpected_keys")
 
     def post_init_without(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -89,11 +88,11 @@ def note_idle_projections(attention: Any) -> None:
     if attention.is_kv_shared_layer and "k_proj" in attention._modules and torch.is_grad_enabled():
         weights = [weight for idle in IDLE for weight in getattr(attention, idle).parameters()]
         if any(weight.requires_grad for weight in weights) and not torch.compiler.is_compiling():
-            _tell()
+            _warn_once()
 
 
 @functools.cache
-def _tell() -> None:
+def _warn_once() -> None:
     logging.getLogger("nrl_patches").warning(
         Problem(
             "KV-shared layers",

@@ -1,4 +1,4 @@
-"""A tiny model with KV-shared layers, and what the probes of their patches look at."""
+"""A tiny model with KV-shared layers, and the observations of the probes of their patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROUNDING = 1e-4
 
 
 def before_shared_layers() -> bool:
-    """Whether Gemma 3n's attention picks the shared states from the donor's layer of the cache (up to 4.55.4)."""
+    """Whether Gemma 3n's attention takes the shared states from the donor's layer of the cache (up to 4.55.4)."""
     from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAttention
 
     return "past_key_value" in inspect.signature(Gemma3nTextAttention.forward).parameters
@@ -150,7 +150,7 @@ def observe_copied_mappings(family: str) -> Observation:
     import torch
 
     def copy(thing: Any) -> Any:
-        # accelerate asks first whether a thing can move itself.
+        # accelerate first tests whether an object can move itself.
         return (
             cast("Any", type(thing))(dict(thing)) if isinstance(thing, Mapping) and not hasattr(thing, "to") else thing
         )

@@ -1,8 +1,8 @@
-"""What the patches of the Qwen-VL checkpoints have in common: the names in question, the rules, a tiny checkpoint.
+"""What the patches of the Qwen-VL checkpoints share: names of tensors, renaming rules, a tiny checkpoint.
 
 On the hub a Qwen2-VL or Qwen2.5-VL checkpoint names its tensors ``visual.*``, ``model.*`` and ``lm_head.weight``. In
 the model they are ``model.visual.*``, ``model.language_model.*`` and ``lm_head.weight``. transformers keeps the rules
-that lead from the one to the other in a registry, by model type up to 5.8, by class from 5.9 on.
+that rename the former to the latter in a registry, by model type up to 5.8, by class from 5.9 on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def renamed(rules: Sequence[Any], name: str) -> str:
         rules: transformers' ``WeightRenaming`` objects, applied in order; they are not changed.
         name: The name of the tensor in the checkpoint.
     """
-    for rule in copy.deepcopy(rules):  # A rule remembers whether it was used, and saving depends on that.
+    for rule in copy.deepcopy(rules):  # A rule records whether it was used, and saving depends on that.
         name = rule.rename_source_key(name)[0]
     return name
 
@@ -63,7 +63,7 @@ def check_lookup_signature(function: Callable[..., Any]) -> str | None:
 def registered_rules() -> Mapping[str, Any]:
     """Return the rules that transformers comes with, by name, for guards; empty where it builds them differently.
 
-    Built apart: a lookup would fill the registry, and whoever changes what it is built from would come too late.
+    Built separately: a lookup would fill the registry, and later changes to its sources would have no effect.
     """
     module = sys.modules.get("transformers.conversion_mapping")
     build = getattr(module, "_build_checkpoint_conversion_mapping", dict)
@@ -73,7 +73,7 @@ def registered_rules() -> Mapping[str, Any]:
 
 @functools.cache
 def shipped_rules() -> Mapping[str, list[tuple[Any, Any]]]:
-    """Return what those rules rename, by name; whatever else the registry has comes from the user."""
+    """Return the patterns of those rules, by name; all others in the registry come from the user."""
     return {name: _renamings(rules) for name, rules in registered_rules().items()}
 
 

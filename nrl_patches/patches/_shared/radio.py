@@ -23,10 +23,10 @@ def lend(block: torch.nn.Module) -> None:
 
 
 def leave_layerwise_reload(block: torch.nn.Module) -> None:
-    """Put back what a layerwise reload has set aside; a block has no tensors of its own but the scales.
+    """Restore what a layerwise reload has set aside; a block has no other tensors of its own than the scales.
 
-    The reload makes a layer's tensors anew if the stream carries any of them, and up to 0.25.1 leaves the others as
-    they came out of the allocator.
+    The reload allocates a layer's tensors again if the stream has any of them, and up to 0.25.1 leaves the others
+    uninitialised.
 
     Args:
         block: A block of the tower; nothing is done unless a reload has put its scales on the meta device.

@@ -1,12 +1,12 @@
 """Qwen2-VL and Qwen2.5-VL lose their whole checkpoint under transformers 5.9 and later.
 
-Problem: `get_combined_key_mapping` (components/checkpoint/conversion_mapping.py) asks transformers for the renaming
-    rules of a model type. From transformers 5.9.0 on they are kept by class and the answer is None, so no name of the
-    hub's layout is found in the model, and `set_model_state_dict(strict=False)` says nothing.
+Problem: `get_combined_key_mapping` (components/checkpoint/conversion_mapping.py) looks up transformers' renaming
+    rules by model type. From transformers 5.9.0 on they are kept by class and the result is None, so no name of the
+    hub's layout is found in the model, and `set_model_state_dict(strict=False)` raises nothing.
 Hit by: Qwen-VL on two ranks or more, or under PEFT, where Automodel loads the weights itself. The model trains from
-    random weights, vision and text, without an error. The official pair 0.6.0 and 5.12.1 does.
-Fix: where there are no rules for one of the two types, Automodel's lookup answers with those of the class that the
-    checkpoint is made of. transformers' own lookup stays as it is: PEFT decides by its answers.
+    random weights, vision and text, without an error. The official pair 0.6.0 and 5.12.1 is affected.
+Fix: where there are no rules for one of the two types, Automodel's lookup returns those of the class that the
+    checkpoint was saved from. transformers' own lookup is unchanged: PEFT depends on its results.
 Remove when: no supported release is older than nemo-automodel 0.7.0.
 
 From transformers 5.4.0 to 5.5.4 the vision tower is lost for another reason: transformers.qwen_vl_checkpoint_mapping.

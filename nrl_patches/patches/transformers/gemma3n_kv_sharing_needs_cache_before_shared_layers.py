@@ -4,9 +4,9 @@ Problem: the defect of `transformers.gemma3n_kv_sharing_needs_cache` in older co
     `Gemma3nTextAttention.forward` (models/gemma3n/modeling_gemma3n.py) cuts the keys and values out of its donor's
     layer of the cache, and without a cache falls back to `k_proj` and `v_proj`, which no training ever touched.
 Hit by: `use_cache=False`, gradient checkpointing, and all training: in training mode these releases make no cache even
-    where the caller asked for one. Wrong logits and wrong gradients, no error.
-Fix: as there, a carrier of the shared states. The attention finds it in the place of a cache that is not there; where
-    there is one, nothing changes.
+    where the caller requests one. Wrong logits and wrong gradients, no error.
+Fix: as there, a carrier of the shared states. The attention gets it as its cache if it has none; with a
+    cache, nothing changes.
 Remove when: no supported release is older than transformers 4.56.0.
 """
 
@@ -33,7 +33,7 @@ patch = Patch(
 
 
 class _WholeStates:
-    """Keys or values of a donor. The attention picks those of this step: without a cache there are no others."""
+    """Keys or values of a donor. The attention slices those of this step: without a cache there are no others."""
 
     def __init__(self, states: torch.Tensor) -> None:
         self.states = states
@@ -49,7 +49,7 @@ class _DonorLayer:
 
 
 class _DonorCache:
-    """What the attention takes for its cache: one that has a single layer, the donor's. A donor is its own."""
+    """What the attention gets as its cache: one with a single layer, the donor's. A donor is its own donor."""
 
     def __init__(self, carrier: kv_carrier.SharedStates, donor: int, *, reads: bool) -> None:
         self.carrier = carrier

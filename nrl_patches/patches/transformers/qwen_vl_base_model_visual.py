@@ -1,11 +1,11 @@
 """Qwen2VLModel and Qwen2_5_VLModel lose the vision tower of checkpoints that name it `model.visual`.
 
 Problem: since 5.13.0 the rule of the class without a head (conversion_mapping.py) puts `language_model` into every name
-    below `model`, the tower's included: `model.visual.x` becomes `model.language_model.visual.x`, which is nowhere.
+    below `model`, including the tower's: no parameter is named `model.language_model.visual.x`.
 Hit by: `AutoModel.from_pretrained` of what Automodel saves of a trained Qwen-VL, and of what transformers 5.4.0 to
     5.5.4 saved: the vision tower is random. The hub's own checkpoints name it `visual` and load.
-Fix: the lookup answers with the head's rule for the text in its place, which leaves the tower alone.
-Remove when: transformers loads such a checkpoint; until now no release from 5.13.0 on does.
+Fix: the lookup returns the head's rule for the text instead, which leaves the tower alone.
+Remove when: transformers loads such a checkpoint; no release from 5.13.0 on does so far.
 
 No upstream issue was found; the pull request is the one that introduced the rule.
 """
@@ -46,7 +46,7 @@ def check_tower_may_move(lookup: Callable[..., Any]) -> str | None:
     Returns:
         None if it has one, otherwise the difference.
     """
-    # By the names in its code: building all the rules to look at one takes each process that imports them 80 ms.
+    # By the constants of its code: building all rules to look at one would cost each importing process 80 ms.
     build = getattr(sys.modules.get("transformers.conversion_mapping"), "_build_checkpoint_conversion_mapping", None)
     constants = getattr(getattr(inspect.unwrap(build), "__code__", None), "co_consts", ()) if build else ()
     if not any("Qwen2VLModel" in (name if isinstance(name, tuple) else (name,)) for name in constants):

@@ -1,16 +1,16 @@
 """A subclass of a model does not get the renaming rules of its base, and loses what they rename.
 
 Problem: `get_model_conversion_mapping` (conversion_mapping.py) looks rules up by `type(model).__name__`, not by the
-    classes that the model inherits from. Since 5.13.0 it passes over every class outside of transformers.
+    classes that the model inherits from. Since 5.13.0 it skips every class outside of transformers.
 Hit by: `from_pretrained` of `class Mine(Qwen2_5_VLForConditionalGeneration)`: the text model is random.
-    `save_pretrained` of it, and of what FSDP2 makes of a class, writes another layout than the hub's. The same goes for
-    every model whose rules are kept by class, and since 5.13.0 for those that are kept by model type.
+    `save_pretrained` of it, and of the subclass that FSDP2 derives from a class, writes another layout than the hub's.
+    The same holds for all models whose rules are kept by class, and since 5.13.0 for those kept by model type.
 Fix: while rules are collected, a class outside of transformers stands for the model of transformers that it inherits
-    from, unless the rules would rename a tensor of its own: then it was built in another way than its base.
-Remove when: transformers looks along the bases; until now no release from 5.9.0 on does.
+    from, unless the rules would rename one of its own tensors: then it is not structured like its base.
+Remove when: transformers searches the bases of a class; no release from 5.9.0 on does so far.
 
-Since 5.13.0 upstream asks such code to register its rules itself. What is registered wins, under the name of the class
-and under the model type.
+Since 5.13.0 upstream expects such code to register its own rules. Registered rules take precedence, under the name of
+the class and under the model type.
 """
 
 import contextvars
@@ -46,18 +46,18 @@ def base_of(model: Any) -> str | None:
 
     kind, model_type = type(model), getattr(getattr(model, "config", None), "model_type", None)
     native = [c.__name__ for c in kind.__mro__ if c.__module__.startswith("transformers.models.")]
-    # What is built on the common base of a family is a model of its own.
+    # A class built on the common base of a family is a new model.
     if not native or kind.__module__.startswith("transformers.") or native[0].endswith("PreTrainedModel"):
         return None
     registered = getattr(conversion_mapping, "USER_REGISTERED_MAPPINGS", None)
-    if registered is None:  # Before 5.13.0 nobody keeps account of them.
+    if registered is None:  # Before 5.13.0 they are not recorded.
         there = conversion_mapping._checkpoint_conversion_mapping_cache or ()
         registered = set(there).difference(qwen_vl_rules.shipped_rules())
     if not registered.isdisjoint({kind.__name__, model_type}):
         return None
     lookup = conversion_mapping.get_checkpoint_conversion_mapping
     rules = lookup(native[0]) or lookup(model_type) or ()
-    # A checkpoint of the model with a head has a prefix that a model without one does without.
+    # A checkpoint of the model with a head has a prefix that the model without one lacks.
     prefixes = {"", "" if hasattr(model, model.base_model_prefix) else f"{model.base_model_prefix}."}
     for name, _ in itertools.chain(model.named_parameters(), model.named_buffers()):
         for rule, prefix in itertools.product(rules, prefixes):

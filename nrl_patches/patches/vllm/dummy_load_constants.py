@@ -1,8 +1,8 @@
 """Constants that a model computes in its constructor are overwritten by `load_format="dummy"`.
 
 Problem: `DummyModelLoader.load_weights` (model_executor/model_loader/dummy_loader.py) fills parameters and persistent
-    buffers alike with small random numbers. A checkpoint has to carry the parameters; nobody promises that it carries
-    the buffers, and constants are in no checkpoint. What the fill wrote over them stays.
+    buffers alike with small random numbers. A checkpoint has to carry the parameters; it need not carry the
+    buffers, and constants are in no checkpoint. What the fill wrote over them stays.
 Hit by: RL rollouts that start with dummy weights and receive the real ones by a refit. Gemma, Gemma 2 and Gemma 3 on
     0.9.1 (`normalizer` reads -0.0009 instead of the square root of the hidden size): garbage is generated. Qwen2-VL and
     Qwen2.5-VL on 0.28.0 to 0.32.0, more families on 0.32.0 (`visual.input_norm`): every image is scrambled. No error.
@@ -12,13 +12,13 @@ Fix: persistent buffers that hold a value count as non-persistent while the load
 Remove when: the loader itself leaves such buffers alone in every supported release. 0.9.2 and 0.33.0 only repaired the
     models named above, one by one; the loader of 0.33.0, the newest that was measured, still overwrites.
 
-Who may stop forcing `load_format="auto"` to get these constants: for Gemma, Gemma 2 and Gemma 3 everybody from vLLM
-0.9.2 on without any patch, and on older releases with this patch or its sibling for releases before 0.9.1. For Qwen2-VL
-and Qwen2.5-VL everybody, but on 0.28.0 to 0.32.0 only with this patch. For models of one's own that register constants
-as persistent buffers, everybody who runs this patch.
+You no longer need to force `load_format="auto"` for these constants: for Gemma, Gemma 2 and Gemma 3 from vLLM 0.9.2 on
+without any patch, on older releases with this patch or the one for releases before 0.9.1; for Qwen2-VL and Qwen2.5-VL
+with this patch on 0.28.0 to 0.32.0, without it on others; for other models that register constants as persistent
+buffers with this patch.
 
-Left alone: what shares memory with a parameter (tied heads, Mamba's `conv_weights`) is filled through it; layers that
-are quantised while they are loaded are the loader's; what `process_weights_after_loading` sets, it sets afterwards.
+Not covered: buffers that share memory with a parameter (tied heads, Mamba's `conv_weights`) are filled through it;
+layers that are quantised while they are loaded; what `process_weights_after_loading` sets afterwards.
 """
 
 from __future__ import annotations

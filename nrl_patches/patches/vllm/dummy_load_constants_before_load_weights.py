@@ -8,11 +8,11 @@ Hit by: Gemma, Gemma 2 and, from 0.8.0 on, Gemma 3 that start with dummy weights
 Fix: as there: persistent buffers that hold a value count as non-persistent while the function fills.
 Remove when: no supported release is older than vLLM 0.9.1.
 
-Older releases have it too (0.6.0 to 0.6.1.post2 were seen). The range begins where this project begins to measure, see
-`FLOORS` in `nrl_patches/matrix/plan.py`.
+Older releases have the defect too (observed in 0.6.0 to 0.6.1.post2). The range begins with the oldest release that
+this project measures, see `FLOORS` in `nrl_patches/matrix/plan.py`.
 
-Who may stop forcing `load_format="auto"` for Gemma: users of these releases with this patch, and everybody from vLLM
-0.9.2 on without any.
+You no longer need to force `load_format="auto"` for Gemma: on these releases with this patch, from vLLM 0.9.2 on
+without any.
 """
 
 from __future__ import annotations

@@ -13,14 +13,14 @@ Fix: the dummy load leaves the two parameters alone, so that they keep what the 
 Remove when: `RadioModel.load_weights` writes LayerScale and the dummy load leaves it alone in every supported release;
     0.33.0, the newest that was measured, does neither.
 
-Who may stop forcing `load_format="auto"`, or rewriting radio.py on disk as NeMo RL does: everybody who runs this patch.
-`auto` never helped with explicit values. Where radio.py has been rewritten, this patch reports `drifted` and stays
-away: the rewrite resets what a batch does not contain.
+With this patch you no longer need to force `load_format="auto"`, or to rewrite radio.py on disk as NeMo RL does. `auto`
+never helped with explicit values. If radio.py has been rewritten, this patch reports `drifted` and is not applied: the
+rewrite resets what a batch does not contain.
 
-Two limits. The last write wins, whoever wrote: an engine that once received explicit values, from a stream, in kernel
-format or as `sharded_state`, keeps them when a folded checkpoint follows. And a tower that is copied, cast to another
-dtype or older than the patch lends its memory only from its next dummy load or `load_weights` on, the older one from
-its next `load_weights`; level-2 sleep before that loses the scales, as it does without the patch.
+Two limits. The last write wins, whatever its source: an engine that once received explicit values, from a stream, in
+kernel format or as `sharded_state`, keeps them when a folded checkpoint follows. And a tower that is copied or cast to
+another dtype lends its memory only from its next dummy load or `load_weights` on, one that was built before the patch
+from its next `load_weights` on; level-2 sleep before that loses the scales, as it does without the patch.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def load_weights_but_scales(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # That they are lent tells the scales of RADIO from what other models call `ls1`.
+        # That they are lent distinguishes the scales of RADIO from parameters of other models that are named `ls1`.
         lent = [(block, name) for block in model.modules() for name in radio.SCALES if f"{name}_lent" in block._buffers]
         before = [block._parameters[name].detach().clone() for block, name in lent]
         result = load_weights(self, model, *args, **kwargs)

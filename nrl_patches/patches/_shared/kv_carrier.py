@@ -1,193 +1,27 @@
-"""What takes the states of the KV-shared layers from layer to layer, and their gradient back.
+"""How the states of the KV-shared layers get from layer to layer: the carrier, and the fixes that pass it on.
 
 In models with ``num_kv_shared_layers > 0`` the last layers have no keys and values of their own: each reads those of
-the last layer before them that has the same attention type, its donor. The carrier takes them there. It is made by the
-text model's forward, handed down among the keyword arguments through whatever wraps the layers, and lives as long as a
-layer may still have to be recomputed, so that models, threads and steps cannot meet in it.
-
-Reentrant checkpointing runs a layer first without gradients and again in the backward pass, each layer with a graph of
-its own. What a reader gets there from its donor ends in its own graph, so the carrier gives it leaves, takes the
-gradient that arrives at them, and adds it where the donor's graph is differentiated, which comes later.
+the last layer before them that has the same attention type, its donor. The carrier takes them there. The text model's
+forward creates it and passes it on among the keyword arguments, through whatever wraps the layers; it lives as long as
+a layer may still have to be recomputed, so that models, threads and steps cannot share one by accident.
 """
 
 from __future__ import annotations
 
-import functools
 import inspect
-import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.declaration import Guard
-from nrl_patches.errors import Problem
 from nrl_patches.patches._shared.kv_projections import note_idle_projections
+from nrl_patches.patches._shared.kv_states import SharedStates
 
 if TYPE_CHECKING:
     import torch
 
 CARRIER = "nrl_kv_sharing"
 """The keyword argument that no release knows, so that it travels untouched from the text model to the attention."""
-
-
-class CarriedGradients(dict[tuple[Any, int], Any]):
-    """The gradients of a donor's keys (0) and values (1) that wait for the donor's own backward pass.
-
-    Attributes:
-        fetched: What a donor has asked for. If more of it arrives, and no other backward pass asks again, it was lost.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.fetched: set[tuple[Any, int]] = set()
-
-    def carry(self, slot: tuple[Any, int], leaf: torch.Tensor) -> None:
-        """Take the gradient that has arrived at a leaf, and add it to what its donor is owed.
-
-        Args:
-            slot: The donor, and 0 for its keys or 1 for its values.
-            leaf: What a reader got in their place, ``(batch, kv_heads, length, head_dim)``; its ``grad`` becomes None.
-        """
-        gradient, leaf.grad = leaf.grad, None
-        self[slot] = self[slot] + gradient if slot in self else gradient
-
-    def fetch(self, slot: tuple[Any, int], gradient: torch.Tensor) -> torch.Tensor | None:
-        """Return the gradient of a donor's own attention plus what was carried; None, to keep it, if nothing was.
-
-        Args:
-            slot: The donor, and 0 for its keys or 1 for its values.
-            gradient: What flows back through the donor's own attention, ``(batch, kv_heads, length, head_dim)``.
-        """
-        self.fetched.add(slot)
-        carried = self.pop(slot, None)
-        return None if carried is None else gradient + carried.to(gradient.device)
-
-    def __del__(self) -> None:
-        """Tell of what came too late: all that anybody would see of it is a gradient that is somewhat wrong."""
-        lost = sorted({str(donor) for donor, index in self if (donor, index) in self.fetched})
-        if lost:
-            logging.getLogger("nrl_patches").warning(
-                Problem(
-                    "KV-shared layers under reentrant checkpointing",
-                    expected="the layers that share keys and values to be differentiated before those that own them",
-                    found=f"a gradient for the keys and values of {', '.join(lost)} that came afterwards, and is lost",
-                    next_step='use gradient_checkpointing_kwargs={"use_reentrant": False}',
-                )
-            )
-
-
-class SharedStates:
-    """Keys and values of the donor layers, each ``(batch, kv_heads, length, head_dim)``, by the donor.
-
-    No mapping on purpose: FSDP2 and accelerate copy mappings on the way to a layer, and a copy shares nothing.
-
-    Args:
-        states: Those that the caller of the model has given.
-        traced: Whether torch's compiler may trace through the write of a checkpointed layer.
-    """
-
-    def __init__(self, states: Mapping[Any, Any] | None = None, *, traced: bool = True) -> None:
-        import torch
-
-        self.states: dict[Any, tuple[torch.Tensor, torch.Tensor]] = dict(states) if states else {}
-        self.traced = traced
-        self.learning = torch.is_grad_enabled()
-        self.reentrant = False  # Some layer ran without gradients, although the model runs with them.
-        self.forwarded = False  # The model's forward is over: who comes now recomputes.
-        self.gradless: set[Any] = set()  # The donors that ran without.
-        self.asking: set[Any] = set()  # Those that ran with gradients and fetch what reentrant readers carry.
-        self.unmoved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
-        self.gradients: CarriedGradients | None = None
-        self.visitor: int | None = None
-
-    def __contains__(self, donor: object) -> bool:
-        """Whether the donor has stored its states."""
-        return donor in self.states
-
-    def __getitem__(self, donor: Any) -> tuple[torch.Tensor, torch.Tensor]:
-        """Return the states as this layer may use them."""
-        import torch
-
-        states = self.states[donor]
-        if self.learning and not torch.is_grad_enabled():
-            self.reentrant = True
-            if donor not in self.asking and any(state.requires_grad for state in states):
-                self.asking.add(donor)
-                _outside_of_graphs(self._have_fetched, donor, self.unmoved.get(donor, states))
-        elif self.reentrant and (self.forwarded or donor in self.gradless):
-            return _outside_of_graphs(self._leaves, donor, states)  # type: ignore[no-any-return]
-        return states
-
-    def __setitem__(self, donor: Any, states: tuple[torch.Tensor, torch.Tensor]) -> None:
-        """Store the states of the first pass, and have those of a reentrant recomputation fetch what was carried."""
-        import torch
-
-        if self.learning and not torch.is_grad_enabled():
-            self.reentrant = True
-            self.gradless.add(donor)
-        elif self.reentrant and self.forwarded:
-            if donor in self.gradless:
-                _outside_of_graphs(self._have_fetched, donor, states)
-            return  # These have a graph of their own, which is gone when another backward pass comes.
-        # Inside a checkpointed layer dynamo refuses to write to what was made outside of it, for fear of the second
-        # write that the recomputation makes in eager mode. Here both writes carry the same values.
-        if self.traced and torch.compiler.is_compiling():
-            allow = getattr(torch._dynamo.utils, "_disable_side_effect_safety_checks_for_current_subtracer", _call)
-            allow(_store, self.states, donor, states)
-        else:
-            self.states[donor] = states
-
-    def visited_by(self, layer: int) -> None:
-        """Write to the carrier in each layer whose traced checkpoint would be wrong: dynamo then gives up tracing it.
-
-        Args:
-            layer: The index of the layer.
-        """
-        if not self.traced:
-            self.visitor = layer
-
-    def to(self, device: torch.device, *, non_blocking: bool = False) -> SharedStates:
-        """Move the states to the device of the next layers, as accelerate does in a model on several devices.
-
-        Args:
-            device: The device.
-            non_blocking: As in ``torch.Tensor.to``.
-
-        Returns:
-            This carrier: the states are moved in place, so that all layers keep sharing it.
-        """
-        import torch
-
-        with torch.set_grad_enabled(self.learning):  # A reentrant layer asks without gradients, and others read.
-            for donor, states in self.states.items():
-                keys, values = (state.to(device, non_blocking=non_blocking) for state in states)
-                if keys is not states[0] and any(state.requires_grad for state in states):
-                    self.unmoved.setdefault(donor, states)
-                self.states[donor] = keys, values
-        return self
-
-    def _leaves(self, donor: Any, states: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
-        carried, leaves = self._carried(), []
-        for index, state in enumerate(states):
-            leaf = state
-            if state.requires_grad or donor in self.gradless:
-                leaf = state.detach().requires_grad_()
-                leaf.register_post_accumulate_grad_hook(functools.partial(carried.carry, (donor, index)))
-            leaves.append(leaf)
-        return tuple(leaves)
-
-    def _have_fetched(self, donor: Any, states: tuple[torch.Tensor, torch.Tensor]) -> None:
-        carried = self._carried()
-        for index, state in enumerate(states):
-            if state.requires_grad:
-                state.register_hook(functools.partial(carried.fetch, (donor, index)))
-            else:  # Frozen: nobody wants it.
-                carried.pop((donor, index), None)
-
-    def _carried(self) -> CarriedGradients:
-        if self.gradients is None:
-            self.gradients = CarriedGradients()
-        return self.gradients
 
 
 class CacheView:
@@ -375,18 +209,3 @@ def _mapping_of(forward: Callable[..., Any]) -> Callable[[Any], Any] | None:
         return lambda given: new() if given is None else given
     new = defined["KVSharingDict"]
     return lambda given: given if isinstance(given, new) else new(given)
-
-
-def _outside_of_graphs(function: Callable[..., Any], *args: Any) -> Any:
-    """Call what torch's compiler cannot trace: it breaks its graph here, or says under ``fullgraph`` that it cannot."""
-    import torch
-
-    return torch.compiler.disable(function)(*args) if torch.compiler.is_compiling() else function(*args)
-
-
-def _store(states: dict[Any, Any], donor: Any, pair: Any) -> None:
-    states[donor] = pair
-
-
-def _call(function: Callable[..., Any], *args: Any) -> Any:
-    return function(*args)

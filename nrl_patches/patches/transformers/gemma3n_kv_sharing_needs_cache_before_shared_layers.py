@@ -16,7 +16,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing, kv_states
 
 if TYPE_CHECKING:
     import torch
@@ -51,7 +51,7 @@ class _DonorLayer:
 class _DonorCache:
     """What the attention gets as its cache: one with a single layer, the donor's. A donor is its own donor."""
 
-    def __init__(self, carrier: kv_carrier.SharedStates, donor: int, *, reads: bool) -> None:
+    def __init__(self, carrier: kv_states.SharedStates, donor: int, *, reads: bool) -> None:
         self.carrier = carrier
         self.donor = donor
         if reads:
@@ -85,7 +85,7 @@ patch.fix(
 )(kv_carrier.hand_down_states)
 
 
-def cache_or_donor(attention: Any, cache: Any, carrier: kv_carrier.SharedStates) -> Any:
+def cache_or_donor(attention: Any, cache: Any, carrier: kv_states.SharedStates) -> Any:
     """Return what an attention gets as its cache: the real one, or its donor's layer if there is none.
 
     Args:

@@ -25,8 +25,6 @@ from its next `load_weights` on; level-2 sleep before that loses the scales, as 
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -48,110 +46,18 @@ patch = Patch(
     opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
 )
 
-ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")
-
-
-@patch.fix(
+patch.fix(
     "vllm.model_executor.models.radio:RadioModel.__init__",
     guard=lambda init: mismatch(init, parameters="self config", attributes="RadioInternVisionModel model"),
+)(radio.make_lenders)
+
+patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=radio.fills)(
+    radio.spare_scales
 )
-def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a constructor whose blocks lend their scales, see :func:`nrl_patches.patches._shared.radio.lend`.
 
-    Args:
-        init: The constructor of vLLM's ``RadioModel``.
-    """
-
-    def init_and_lend(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        for block in self.model.encoder.layers:
-            radio.lend(block)
-
-    return init_and_lend
-
-
-def fills(load_weights: Callable[..., Any]) -> str | None:
-    """Check that the fill happens in the function itself, in one of the two ways that releases have.
-
-    Args:
-        load_weights: The ``load_weights`` of vLLM's dummy loader.
-
-    Returns:
-        None if it does, otherwise the difference.
-    """
-    mismatches = [
-        mismatch(load_weights, parameters="self model", attributes=function)
-        for function in ("initialize_single_dummy_weight", "initialize_dummy_weights")  # The latter up to 0.29.0.
-    ]
-    return mismatches[0] if all(mismatches) else None
-
-
-@patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=fills)
-def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a dummy load after which every scale has the value that it had before.
-
-    Args:
-        load_weights: The ``load_weights`` of vLLM's dummy loader.
-    """
-
-    def load_weights_but_scales(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # That they are lent distinguishes the scales of RADIO from parameters of other models that are named `ls1`.
-        lent = [(block, name) for block in model.modules() for name in radio.SCALES if f"{name}_lent" in block._buffers]
-        before = [block._parameters[name].detach().clone() for block, name in lent]
-        result = load_weights(self, model, *args, **kwargs)
-        for (block, name), value in zip(lent, before, strict=True):
-            block._parameters[name].data.copy_(value)
-            radio.lend(block)
-        return result
-
-    return load_weights_but_scales
-
-
-def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
-    """Check that the loader drops ``ls1`` and ``ls2``, as in every release.
-
-    Args:
-        load_weights: The ``load_weights`` of vLLM's ``RadioModel``.
-
-    Returns:
-        None if it does, otherwise the difference.
-    """
-    missing = mismatch(load_weights, parameters="self weights", attributes="named_parameters")
-    if missing is None and frozenset(radio.SCALES) not in load_weights.__code__.co_consts:
-        return "does not skip ls1 and ls2"
-    return missing
-
-
-@patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=skips_layer_scale)
-def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a loader that writes LayerScale itself and leaves the rest to the original.
-
-    Args:
-        load_weights: The ``load_weights`` of vLLM's ``RadioModel``.
-    """
-
-    def load_layer_scale_too(self: Any, weights: Any) -> set[str]:
-        from vllm.model_executor.model_loader.weight_utils import default_weight_loader
-
-        layers = self.model.encoder.layers
-        for block in layers:
-            radio.leave_layerwise_reload(block)
-            # Again: a cast or a copy cuts the buffers off, and up to 0.25.1 a reload makes them persistent.
-            radio.lend(block)
-        rest: list[tuple[str, torch.Tensor]] = []
-        written: set[str] = set()
-        stream: Iterable[tuple[str, torch.Tensor]] = weights.items() if isinstance(weights, dict) else weights
-        for name, weight in stream:
-            entry = ENTRY.fullmatch(name)
-            if entry is None or int(entry["block"]) >= len(layers):  # A shortened tower drops the blocks it lacks.
-                rest.append((name, weight))
-                continue
-            own = getattr(layers[int(entry["block"])], f"ls{entry['branch']}")
-            getattr(own, "weight_loader", default_weight_loader)(own, weight)
-            written.add(f"model.encoder.layers.{entry['block']}.ls{entry['branch']}")
-        return set(load_weights(self, rest)) | written
-
-    return load_layer_scale_too
+patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=radio.skips_layer_scale)(
+    radio.write_entries
+)
 
 
 @patch.probe

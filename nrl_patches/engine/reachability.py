@@ -1,4 +1,4 @@
-"""Whether a call of one callable arrives at another, as far as that shows from outside."""
+"""Whether a call of one callable reaches another, as far as their attributes and closures show."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ _DEPTH = 6
 
 
 def reaches(outer: Any, inner: Any, *, by_name: bool) -> bool:
-    """Whether a callable is another one, or holds it in a way that wrappers do.
+    """Whether a callable is another one, or refers to it in the way of a wrapper.
 
     Args:
         outer: What is called.
         inner: What may be reached.
-        by_name: Whether ``__wrapped__`` is enough: a replacement may name what it replaces and not call it.
+        by_name: Whether ``__wrapped__`` counts: a replacement may set it without calling the original.
     """
     return any(callee is inner for callee in callees(outer, by_name=by_name))
 
@@ -43,7 +43,7 @@ def callees(outer: Any, *, by_name: bool, depth: int = _DEPTH) -> Iterator[Any]:
     if by_name or isinstance(outer, wrapt.BaseObjectProxy):
         held.append(getattr(outer, "__wrapped__", None))
     for cell in getattr(outer, "__closure__", None) or ():
-        with suppress(ValueError):  # A cell that was not filled yet.
+        with suppress(ValueError):  # A cell that is still empty.
             held.append(cell.cell_contents)
     for callee in held:
         if callable(callee):
@@ -64,13 +64,13 @@ def calls_inherited(function: Any, name: str, base: type) -> bool:
 
 
 def overriding(base: type, name: str, function: Any, package: str) -> list[type]:
-    """Return the subclasses that override a method of a class by one that does not call it, but for upstream's own.
+    """Return the subclasses outside of upstream that override a method of a class without calling it.
 
     Args:
         base: The class.
         name: The name of the method.
-        function: What the class has under that name.
-        package: The top-level package of upstream, which knows what its own subclasses are for.
+        function: The function that the class has under that name.
+        package: The top-level package of upstream, whose own subclasses are left out.
     """
     subclasses: list[type] = list(dict.fromkeys(_subclasses(base)))
     found = []

@@ -1,4 +1,4 @@
-"""Who holds a callable: every namespace that would keep calling the old one after a replacement."""
+"""Find the references to a callable: all that would keep calling the old one after a replacement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRANSIENT = (types.FrameType, types.GeneratorType, types.CoroutineType)
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A module or class and the attribute under which it holds the callable."""
+    """A module or class, and the attribute of it that is the callable."""
 
     owner: Any
     name: str
@@ -25,12 +25,12 @@ class Holder:
 
 @dataclass(slots=True)
 class Holders:
-    """What a search found.
+    """The references that a search found.
 
     Attributes:
         reachable: Namespaces in which the callable can be replaced.
-        unreachable: For people, one phrase for each other object that keeps the callable: a closure, a partial, …
-        used_gc: Whether the search depended on the lists of the garbage collector.
+        unreachable: A phrase for each other object that refers to the callable: a closure, a partial, …
+        used_gc: Whether the search used the lists of the garbage collector.
     """
 
     reachable: list[Holder] = field(default_factory=list)
@@ -48,7 +48,7 @@ def find_copies(wanted: Any) -> list[Holder]:
         One holder per module and name.
     """
     modules = {id(namespace(module)): module for module in loaded_modules()}
-    # By id: a comprehension over the callable itself would hold it in a cell, and find that.
+    # By id: a comprehension over the callable itself would refer to it by a cell, and find that.
     key = id(wanted)
     return [holder for module in modules.values() for holder in _named(module, namespace(module), key)]
 
@@ -94,7 +94,7 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), exclude: Any = N
 
 
 def _named(owner: Any, held: dict[Any, Any], key: int) -> list[Holder]:
-    # Without bytecode: of some 200,000 names beside vLLM hardly one is the callable's.
+    # In C rather than in bytecode: with vLLM there are some 200,000 names, and hardly any is the callable's.
     if key not in map(id, list(held.values())):
         return []
     return [Holder(owner, name) for name, value in list(held.items()) if id(value) == key]
@@ -113,7 +113,7 @@ def _own_namespace(owner: type) -> object:
 
 
 def _closures_over(cells: list[types.CellType]) -> list[str]:
-    """Name the functions that close over the callable, but for replacements of this package."""
+    """Name the functions that close over the callable, except replacements of this package."""
     closures = [r for r in gc.get_referrers(*cells) if isinstance(r, tuple)] if cells else []
     owners = [r for r in gc.get_referrers(*closures) if isinstance(r, types.FunctionType)] if closures else []
     keys = {id(closure) for closure in closures}

@@ -1,13 +1,13 @@
 """Replaces a callable for every reference to it, and restores exactly what was there.
 
-Each target has one slot, and each patch of that target one layer in it, so that layers can be taken away in any order.
+Each target has one slot, and each patch of that target one layer in it, so that layers can be removed in any order.
 What is installed is a plain function: where the forward of a submodule is a ``wrapt.FunctionWrapper``, torch's compiler
-skips it and traces the original without a word (``tests/engine/test_wrapping_trap.py`` keeps that on record).
+silently skips it and traces the original (``tests/engine/test_wrapping_trap.py`` reproduces that).
 
-Assigning ``__code__`` in place would spare the search for holders. It is not done: its trampoline either refuses the
-parameters that a fix adds or breaks the graphs of what dynamo traced before, builtins and foreign wrappers would
-need the search all the same, and warnings would blame another file. ``tests/engine/test_why_not_code_swap.py`` has the
-trial.
+Assigning ``__code__`` in place would avoid the search for references, but has other costs: its trampoline either
+rejects the parameters that a fix adds or breaks the graphs that dynamo traced before, builtins and third-party wrappers
+would need the search all the same, and warnings would name another file; ``tests/engine/test_why_not_code_swap.py``
+tries it.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ __all__ = [
 
 
 _OF_THE_INTERPRETER = 1000
-"""More objects than Python freezes of its own (3.12.1: 375 tuples), and fewer than gc.freeze() ever does (4,000)."""
+"""More objects than Python itself freezes (3.12.1: 375 tuples), and fewer than gc.freeze() does (4,000 and more)."""
 
 
 def _process_lock() -> Any:
@@ -57,10 +57,10 @@ def _process_lock() -> Any:
 
 
 PROCESS_LOCK = _process_lock()
-"""Held while targets change. Neither a guard nor a build may import under it: imports have locks of their own."""
+"""Held while targets change. Neither a guard nor a build may import under it: imports have their own locks."""
 
 # Handlers run in the reverse order of registration before a fork: as undo does, this takes PROCESS_LOCK first and then
-# the lock of nrl_patches.engine.import_hooks, which therefore must have been imported by now.
+# the lock of nrl_patches.engine.import_hooks, which therefore must be imported first.
 os.register_at_fork(
     before=PROCESS_LOCK.acquire, after_in_parent=PROCESS_LOCK.release, after_in_child=PROCESS_LOCK.release
 )
@@ -71,10 +71,10 @@ class Slot:
     """A replaced target.
 
     Attributes:
-        site: Where it is and what was there.
+        site: Where it is, and the original.
         layers: The builds on it, by patch id, innermost first.
-        function: The callable that is there now.
-        raw: What its owner's namespace holds now.
+        function: The callable that is installed now.
+        raw: The value in its owner's namespace now.
     """
 
     site: Site
@@ -83,23 +83,23 @@ class Slot:
     raw: Any = field(init=False)
 
     def __post_init__(self) -> None:
-        """Start as the untouched target."""
+        """Start with the original."""
         self.function, self.raw = self.site.function, self.site.raw
 
     @property
     def intruder(self) -> str | None:
-        """Who took the place of what was installed, None if nobody did."""
+        """What has replaced the installed callable, None if nothing has."""
         there = vars(self.site.owner).get(self.site.name, MISSING)
         return None if there is self.raw else "nothing" if there is MISSING else describe(there)
 
     @property
     def is_reached(self) -> bool:
-        """Whether a call of the target may still arrive at what was installed, through somebody's wrapper."""
+        """Whether a call of the target may still reach the installed callable, through a third-party wrapper."""
         return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=True)
 
     @property
     def is_called(self) -> bool:
-        """The same, but ``__wrapped__`` is not enough: a replacement may name what it replaces and not call it."""
+        """The same, but ``__wrapped__`` does not count: a replacement may set it without calling the original."""
         return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
     def rebuild(self, layers: dict[str, Build]) -> Holders:
@@ -123,7 +123,7 @@ class Slot:
         if layers:
             raw = self.site.binding(function) if self.site.binding else function
         if self.intruder is not None:
-            pass  # Of a slot that was outlived: the name is another function's by now.
+            pass  # The target was defined again: another function has its name now.
         elif raw is MISSING:
             delattr(self.site.owner, self.site.name)
         else:
@@ -135,26 +135,26 @@ class Slot:
         return holders
 
     def _holders(self) -> Holders:
-        """Find who holds the present callable beside the owner; on the heap only if the modules do not explain all."""
-        # What a class inherits is held by its base, which is no target.
+        """Find the other references to the present callable; on the heap only if the modules do not account for all."""
+        # An inherited function is referred to by the base, which is not the target.
         if self.site.raw is MISSING or _count_others(self) == 0:
             return Holders()
         copies = find_copies(self.function)
         elsewhere = [copy for copy in copies if copy.owner is not self.site.owner or copy.name != self.site.name]
-        # Counted once more: another thread may have made a copy or dropped one.
+        # Count again: another thread may have added or removed a reference.
         if _count_others(self) == len(elsewhere):
             return Holders(copies)
         return find_holders(self.function, ignore=(Site, Slot, Mark), exclude=self.raw, owner=self.site.owner)
 
 
 def _count_others(slot: Slot) -> int | None:
-    """Count the references to an untouched target beside its owner's and those of the slot itself; None if unknown."""
-    # Where there is no global lock, references are counted in other ways, and some functions not at all.
+    """Count the references to an original except its owner's and those of the slot itself; None if unknown."""
+    # Without the global interpreter lock, the reference counts of functions are split or deferred.
     if slot.layers or type(slot.raw) is not FunctionType or not getattr(sys, "_is_gil_enabled", lambda: True)():
         return None
 
     class Once:
-        """Has a function that nothing else refers to: what the counting itself adds differs by Python."""
+        """Has a function that nothing else refers to: the references added by counting differ by Python version."""
 
         def function(self) -> None:
             """Do nothing."""
@@ -170,9 +170,9 @@ def _references(slot: Slot) -> int:
 _slots: dict[str, Slot] = {}
 _SLOT = "_nrl_patches_slot"
 _outlived: weakref.WeakSet[Any] = weakref.WeakSet()
-"""What was installed in targets that were made anew since, and lives on in instances and by-name copies.
+"""What was installed in targets that were defined again since; instances and by-name copies still refer to it.
 
-Each holds its slot, under the name above: with the last of its holders goes all that an undo could restore.
+Each refers to its slot, by the attribute above: without references to it, there is nothing that an undo could restore.
 """
 
 
@@ -206,7 +206,7 @@ def forget_if_gone(fix: Fix, module: ModuleType) -> None:
         module: The module of its target, as it is now.
     """
     if fix.target in _slots:
-        with suppress(MismatchError):  # Then there is no target at all, and the slot is as stale.
+        with suppress(MismatchError):  # Without a target, the slot is stale as well.
             site, slot = locate(module, fix), _slots[fix.target]
             if site.owner is slot.site.owner and reaches(site.function, slot.function, by_name=True):
                 return
@@ -239,16 +239,16 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     if slot.intruder is not None:
         raise MismatchError(f"{fix.target} as this package left it", slot.intruder)
     notes = []
-    stranger = _stranger(site.function, fix.module.partition(".")[0])
-    if stranger and not slot.layers:
-        notes.append(f"on top of {stranger}, which had replaced {fix.qualname} before")
+    third_party = _third_party(site.function, fix.module.partition(".")[0])
+    if third_party and not slot.layers:
+        notes.append(f"on top of {third_party}, which had replaced {fix.qualname} before")
     holders = slot.rebuild({**slot.layers, patch_id: fix.build})
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
     if holders.used_gc and gc.get_freeze_count() > _OF_THE_INTERPRETER and not is_executing(fix.module):
         notes.append(f"objects hidden by gc.freeze() were not searched for copies of {fix.qualname}")
     if _may_be_traced(fix.module):
-        notes.append(f"torch.compile was at work before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
+        notes.append(f"torch.compile was used before; torch._dynamo.reset() drops what it traced of {fix.qualname}")
     return notes
 
 
@@ -270,7 +270,7 @@ def check_removable(patch_id: str, fixes: Iterable[Fix]) -> None:
                     patch_id,
                     expected=f"{fix.target} as this package left it",
                     found=slot.intruder,
-                    next_step="undo that first; nothing was undone",
+                    next_step="undo that first; no patch was undone",
                 )
             )
 
@@ -309,8 +309,8 @@ def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
     if not isinstance(new, FunctionType) or new is old:
         raise TypeError(f"a fix must build a new plain function, not {describe(new)}")
     functools.update_wrapper(new, old, updated=())
-    # __wrapped__ would let accelerate's unwrap_model strip the fix, and dynamo's own attributes, which mark the
-    # original as skipped or already compiled, would bypass it.
+    # accelerate's unwrap_model would follow __wrapped__ and strip the fix, and dynamo's own attributes, which mark
+    # the original as skipped or compiled, would bypass it.
     del new.__wrapped__  # type: ignore[attr-defined]
     kept = getattr(old, "__dict__", {}).items()
     new.__dict__.update(
@@ -325,19 +325,19 @@ def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
 
 def _unreached(name: str, holders: Holders) -> list[str]:
     shown = ", ".join(dict.fromkeys(holders.unreachable))
-    return [f"could not reach {len(holders.unreachable)} holder(s) of {name}: {shown}"] if shown else []
+    return [f"could not reach {len(holders.unreachable)} reference(s) to {name}: {shown}"] if shown else []
 
 
 def _may_be_traced(module: str) -> bool:
-    # dynamo puts no guard on the methods of a class: what it traced before a replacement stays in use. A module that is
-    # only now being imported cannot have been traced.
+    # dynamo does not guard on the methods of a class: what it traced before a replacement stays in use. A module that
+    # is still being imported cannot have been traced.
     counters = getattr(sys.modules.get("torch._dynamo.utils"), "counters", {})
     return not is_executing(module) and bool(counters.get("stats"))
 
 
-def _stranger(function: Any, package: str) -> str | None:
+def _third_party(function: Any, package: str) -> str | None:
     if isinstance(function, wrapt.BaseObjectProxy):
         return describe(function)
     home = getattr(function, "__globals__", {}).get("__name__", package).partition(".")[0]
-    # Upstream's own decorators may come from the standard library or torch (no_grad); nobody else's do.
+    # Upstream's own decorators may come from the standard library or torch (no_grad).
     return None if home in {package, "torch", *sys.stdlib_module_names} else describe(function)

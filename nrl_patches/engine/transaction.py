@@ -1,4 +1,4 @@
-"""Applying the fixes of one patch, all or none, and what happens where that cannot be done."""
+"""Apply the fixes of one patch, all or none, and describe why that failed."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[
             for fix, site in missing:
                 notes += install(patch.id, fix, site)
         except Exception:
-            with suppress(UndoError):  # What somebody else has patched on top of stays, and the status says so.
+            with suppress(UndoError):  # A fix below a third-party patch stays, and the status says so.
                 uninstall(patch.id, patch.fixes)
             raise
         elsewhere = {site.mark.copy for fix, site in sites if site.mark and slot_of(patch.id, fix) is None}
@@ -105,7 +105,7 @@ def block(patch: Patch, message: str) -> None:
                 try:
                     site = locate(sys.modules[fix.module], fix)
                 except MismatchError:
-                    continue  # Nothing is there that could be called.
+                    continue  # There is nothing to call.
                 install(_blocked(patch), replace(fix, build=_blocker(message)), site)
 
 
@@ -138,7 +138,7 @@ def failed(patch: Patch, error: Exception) -> FailedError:
 
 
 def _blocked(patch: Patch) -> str:
-    # A layer of its own: nobody may take the blocked target of a required patch for the patched one.
+    # A separate layer: the blocked target of a required patch must not be mistaken for the patched one.
     return f"{patch.id} (blocked)"
 
 
@@ -153,4 +153,4 @@ def _blocker(message: str) -> Build:
 
 
 def _step(patch: Patch) -> str:
-    return f"`nrl-patches explain {patch.id}` tells what is broken without it; {patch.opt_out}=1 silences this"
+    return f"`nrl-patches explain {patch.id}` describes the defect; {patch.opt_out}=1 switches the patch off"

@@ -74,12 +74,12 @@ def missing_in(interpreter: str) -> str:
     Raises:
         OSError: It cannot be started.
     """
-    # Asked as the command will be started: autowrapt's startup file does nothing that shows without its variable.
+    # With the environment of the command: without its variable, autowrapt's startup file has no visible effect.
     environ = os.environ | covering(os.environ)
     done = run_code(_CHECK, timeout=_TIMEOUT, python=interpreter, environ=environ, apart=True)
     if done.code is None:
-        return f"no answer to the question within {_TIMEOUT} s"
-    return (done.errors.strip().splitlines() or ["no answer to the question"])[-1] if done.code else ""
+        return f"no answer within {_TIMEOUT} s"
+    return (done.errors.strip().splitlines() or ["no answer"])[-1] if done.code else ""
 
 
 def beginning_of(program: str) -> bytes:
@@ -96,5 +96,5 @@ def beginning_of(program: str) -> bytes:
 
 
 def _is_python(program: str) -> bool:
-    # Others of the kind, as a user's own python-train.sh, would be executed by the question.
+    # Programs with similar names, such as a user's own python-train.sh, must not be executed.
     return re.fullmatch(r"python[\d.]*t?", Path(program).name) is not None

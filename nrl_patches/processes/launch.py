@@ -1,4 +1,4 @@
-"""Starting interpreters: nothing of the current directory is executed in them, and they never outlive this process.
+"""Start interpreters that execute nothing of the current directory and never outlive this process.
 
 Used by the command, the tripwires and the matrix; never by ``import nrl_patches``.
 """
@@ -37,8 +37,8 @@ class Ended:
 
     Attributes:
         code: Its exit code as ``subprocess`` has it; None if it took too long and was killed.
-        output: The end of what it wrote to stdout; and to stderr, where that was not asked for apart.
-        errors: The end of what it wrote to stderr, where that was asked for apart.
+        output: The end of what it wrote to stdout; and to stderr, unless that was kept apart.
+        errors: The end of what it wrote to stderr, if that was kept apart.
         seconds: How long it took.
     """
 
@@ -76,7 +76,7 @@ def run_code(  # noqa: PLR0913 - as subprocess has them
         OSError: The interpreter cannot be started.
     """
     start = time.monotonic()
-    # The output goes to files, and nobody waits for the end of a pipe: what was left running may hold it open.
+    # To files rather than pipes: a process that is left running may keep a pipe open.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         streams = (output, errors if apart else output)
         with start_code(code, arguments, streams=streams, python=python, environ=environ, pass_fds=pass_fds) as process:
@@ -124,10 +124,10 @@ def start_code(  # noqa: PLR0913 - as subprocess has them
     bootstrap = "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in _BOOTSTRAP)
     variables = dict(os.environ if environ is None else environ)
     if not variables.get("PYTHONSAFEPATH"):
-        variables["PYTHONSAFEPATH"] = "nrl_patches"  # bootstrap.py takes it away again.
+        variables["PYTHONSAFEPATH"] = "nrl_patches"  # bootstrap.py removes it again.
     process: subprocess.Popen[bytes] | None = None
     try:
-        process = subprocess.Popen(  # noqa: S603 - interpreters that the user has named, and code of ours
+        process = subprocess.Popen(  # noqa: S603 - interpreters that the user has named, and our own code
             [python or sys.executable, "-c", bootstrap, str(reading), home, code, *arguments],
             env=variables,
             stdin=subprocess.DEVNULL,
@@ -157,9 +157,9 @@ def start_code(  # noqa: PLR0913 - as subprocess has them
 
 @contextmanager
 def ending_all() -> Iterator[Callable[[], None]]:
-    """Yield a function by which one thread kills what all threads have started; until the end, nothing more starts.
+    """Yield a function with which one thread kills what all threads have started; nothing more starts afterwards.
 
-    For a pool of threads that is inside this context: who is interrupted waits for them.
+    For a pool of threads inside this context: an interrupted caller waits for them.
     """
     global _ended  # noqa: PLW0603 - of this process, like what it has started
 

@@ -183,7 +183,7 @@ class TestHolders:
         activation = shapes.activate()
         (status,) = activation.status().values()
         note = status.notes[0]
-        assert "could not reach 4 holder(s) of Shape.method" in note
+        assert "could not reach 4 reference(s) to Shape.method" in note
         closure_name = f"the closure of {__name__}.closing_over.<locals>.closure"
         for phrase in ("a bound method of a Shape", "a partial", "a dict under key", closure_name):
             assert phrase in note
@@ -410,7 +410,7 @@ def test_a_copy_in_a_module_does_not_hide_a_holder_that_no_module_is(counting, b
     assert (counting.core().count(), by_name.counted(), partial()) == (2, 2, 1)
     assert passes == [True]
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+    assert "could not reach 1 reference(s) to count: a partial" in status.notes
 
 
 def test_a_module_that_is_known_under_two_names_counts_once(counting, by_name, passes, monkeypatch):
@@ -419,7 +419,7 @@ def test_a_module_that_is_known_under_two_names_counts_once(counting, by_name, p
     activation = counting.activate()
     assert passes == [True]
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a list" in status.notes
+    assert "could not reach 1 reference(s) to count: a list" in status.notes
     assert kept[0]() == 1
 
 
@@ -432,7 +432,7 @@ def test_what_somebody_keeps_of_this_packages_own_functions_hides_no_holder(coun
     activation = counting.activate()
     assert passes == [True], len(kept)
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+    assert "could not reach 1 reference(s) to count: a partial" in status.notes
     assert partial() == 1
 
 
@@ -443,7 +443,7 @@ def test_a_copy_that_another_thread_makes_meanwhile_hides_no_holder(counting, by
     activation = counting.activate()
     assert passes == [True]
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+    assert "could not reach 1 reference(s) to count: a partial" in status.notes
     assert (by_name.again(), partial()) == (2, 1)
 
 

@@ -186,7 +186,7 @@ def _observed(name: str, path: "Any", target: "ModuleType | None") -> "Any":
 
 
 def _is_open() -> bool:
-    """Whether the engine is there; it is loaded if not. In an import of the host's, where strict mode alone raises."""
+    """Load the engine during an import of the host, and return whether that worked; only strict mode raises."""
     try:
         activation()
     except Exception as error:
@@ -239,14 +239,14 @@ def _files() -> tuple[int, int] | None:
 
 
 def _write_record() -> None:
-    said = f"waits for the import of a package with a target: {', '.join(sorted(_door.packages))}"
+    waits = f"waits for the import of a package with a target: {', '.join(sorted(_door.packages))}"
     path = vars(sys.modules["_nrl_patches_process"])["path"]
     try:
         folder = __file__.rpartition(os.sep)[0]
         # A path that needs escaping is left out: importing json takes as long as everything here.
         plain = folder.isascii() and folder.isprintable() and not {'"', "\\"} & {*folder}
         package = f'"package":"{folder}",' if plain else ""
-        text = _RECORD.format(os.getpid(), _door.version, package, path, said)
+        text = _RECORD.format(os.getpid(), _door.version, package, path, waits)
         _door.record = door.write_record(text)
         _door.identity = os.fstat(_door.record)[1:3]
     except (OSError, AttributeError, ImportError):  # There are no files in memory here.

@@ -85,17 +85,17 @@ def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str
     if failure:
         return
     _keep(path, error)
-    said = str(error)
+    message = str(error)
     if all(kind.__module__ != "nrl_patches.errors" for kind in type(error).__mro__):  # Those say what to do.
         beginning, end = (t.format(path=path, pid=os.getpid(), python=sys.executable) for t in (expected, next_step))
-        said = f"{beginning}; found {type(error).__name__}: {said}; next step: {end}"
+        message = f"{beginning}; found {type(error).__name__}: {message}; next step: {end}"
     consequence = "" if is_strict() else "; this process runs without any patch"
     logger = logging.getLogger("nrl_patches")
-    logger.error("%s%s", said, consequence)
+    logger.error("%s%s", message, consequence)
     # As nrl_patches.engine.log does, which may be the very thing that cannot be imported.
     if not logger.isEnabledFor(logging.ERROR) and sys.stderr is not None:
         with suppress(OSError, ValueError):
-            print(f"nrl_patches: {said}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"nrl_patches: {message}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def write_record(text: str) -> int:

@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import torch
 
 CARRIER = "nrl_kv_sharing"
-"""The keyword argument that no release knows, so that it travels untouched from the text model to the attention."""
+"""A keyword argument that no release knows, and that therefore reaches the attention unchanged."""
 
 
 class CacheView:
-    """What the attention of a release before the fix takes for its cache: the real one, if any, and the carrier.
+    """What the attention of a release before the fix gets as its cache: the real one, if any, and the carrier.
 
     Args:
         cache: The cache of the caller; None in training, under ``use_cache=False`` and in checkpointed layers.
@@ -185,7 +185,7 @@ def check_shares_states(forward: Callable[..., Any]) -> str | None:
 
 
 def share_by_argument(patch: Patch, family: str, prefix: str, *, guard: Guard = check_runs_layers) -> None:
-    """Declare the fixes of a patch by which a family's layers share through a carrier, where upstream has a mapping.
+    """Declare the fixes by which the layers of a family share through a carrier instead of upstream's mapping.
 
     Args:
         patch: The patch.
@@ -199,7 +199,7 @@ def share_by_argument(patch: Patch, family: str, prefix: str, *, guard: Guard = 
 
 
 def _mapping_of(forward: Callable[..., Any]) -> Callable[[Any], Any] | None:
-    """Return what makes the mapping that the text model takes and returns, None where it does neither (up to 5.7)."""
+    """Return the factory of the mapping that the text model takes and returns; None up to 5.7, without either."""
     innermost = inspect.unwrap(forward)
     if "shared_kv_states" not in innermost.__code__.co_consts:
         return None

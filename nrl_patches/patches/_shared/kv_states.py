@@ -22,7 +22,7 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
     """The gradients of a donor's keys (0) and values (1) that wait for the donor's own backward pass.
 
     Attributes:
-        fetched: What a donor has asked for. If more of it arrives, and no other backward pass asks again, it was lost.
+        fetched: What donors have fetched. What arrives later is lost, unless another backward pass fetches it.
     """
 
     def __init__(self) -> None:
@@ -51,7 +51,7 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
         return None if carried is None else gradient + carried.to(gradient.device)
 
     def __del__(self) -> None:
-        """Tell of what came too late: all that anybody would see of it is a gradient that is somewhat wrong."""
+        """Warn about gradients that came too late: without it, the only sign would be a slightly wrong gradient."""
         lost = sorted({str(donor) for donor, index in self if (donor, index) in self.fetched})
         if lost:
             logging.getLogger("nrl_patches").warning(
@@ -67,10 +67,10 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
 class SharedStates:
     """Keys and values of the donor layers, each ``(batch, kv_heads, length, head_dim)``, by the donor.
 
-    No mapping on purpose: FSDP2 and accelerate copy mappings on the way to a layer, and a copy shares nothing.
+    Deliberately not a mapping: FSDP2 and accelerate copy mappings on the way to a layer, and a copy shares nothing.
 
     Args:
-        states: Those that the caller of the model has given.
+        states: Those that the caller of the model has passed, by donor.
         traced: Whether torch's compiler may trace through the write of a checkpointed layer.
     """
 
@@ -80,10 +80,10 @@ class SharedStates:
         self.states: dict[Any, tuple[torch.Tensor, torch.Tensor]] = dict(states) if states else {}
         self.traced = traced
         self.learning = torch.is_grad_enabled()
-        self.reentrant = False  # Some layer ran without gradients, although the model runs with them.
-        self.forwarded = False  # The model's forward is over: who comes now recomputes.
-        self.gradless: set[Any] = set()  # The donors that ran without.
-        self.asking: set[Any] = set()  # Those that ran with gradients and fetch what reentrant readers carry.
+        self.reentrant = False  # Some layer ran without gradients although the model runs with them.
+        self.forwarded = False  # The model's forward is over: layers that run now are recomputed.
+        self.gradless: set[Any] = set()  # The donors that ran without gradients.
+        self.asking: set[Any] = set()  # The donors that ran with gradients and fetch what reentrant readers carry.
         self.unmoved: dict[Any, tuple[torch.Tensor, torch.Tensor]] = {}
         self.gradients: CarriedGradients | None = None
         self.visitor: int | None = None
@@ -116,9 +116,9 @@ class SharedStates:
         elif self.reentrant and self.forwarded:
             if donor in self.gradless:
                 _outside_of_graphs(self._have_fetched, donor, states)
-            return  # These have a graph of their own, which is gone when another backward pass comes.
-        # Inside a checkpointed layer dynamo refuses to write to what was made outside of it, for fear of the second
-        # write that the recomputation makes in eager mode. Here both writes carry the same values.
+            return  # These have their own graph, which another backward pass no longer finds.
+        # Inside a checkpointed layer dynamo refuses to write to objects from outside of it, because in eager mode the
+        # recomputation writes a second time. Here both writes have the same values.
         if self.traced and torch.compiler.is_compiling():
             allow = getattr(torch._dynamo.utils, "_disable_side_effect_safety_checks_for_current_subtracer", _call)
             allow(_store, self.states, donor, states)
@@ -146,7 +146,7 @@ class SharedStates:
         """
         import torch
 
-        with torch.set_grad_enabled(self.learning):  # A reentrant layer asks without gradients, and others read.
+        with torch.set_grad_enabled(self.learning):  # A reentrant layer calls this without gradients, and others read.
             for donor, states in self.states.items():
                 keys, values = (state.to(device, non_blocking=non_blocking) for state in states)
                 if keys is not states[0] and any(state.requires_grad for state in states):
@@ -169,7 +169,7 @@ class SharedStates:
         for index, state in enumerate(states):
             if state.requires_grad:
                 state.register_hook(functools.partial(carried.fetch, (donor, index)))
-            else:  # Frozen: nobody wants it.
+            else:  # Frozen: it needs no gradient.
                 carried.pop((donor, index), None)
 
     def _carried(self) -> CarriedGradients:
@@ -179,7 +179,7 @@ class SharedStates:
 
 
 def _outside_of_graphs(function: Callable[..., Any], *args: Any) -> Any:
-    """Call what torch's compiler cannot trace: it breaks its graph here, or says under ``fullgraph`` that it cannot."""
+    """Call what torch's compiler cannot trace: it breaks its graph here, or raises under ``fullgraph``."""
     import torch
 
     return torch.compiler.disable(function)(*args) if torch.compiler.is_compiling() else function(*args)

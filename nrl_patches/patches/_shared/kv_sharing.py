@@ -142,7 +142,7 @@ def observe_copied_mappings(family: str) -> Observation:
     """Run a model whose layers get copies of all mappings, as from accelerate's hooks when they move the inputs.
 
     Args:
-        family: ``gemma4``; Gemma 3n was never offloaded this way.
+        family: ``gemma4`` or ``gemma3n``.
 
     Returns:
         The defect is present if a layer raises ``KeyError``; the evidence has the key.

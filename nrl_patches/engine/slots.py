@@ -60,7 +60,7 @@ _slots: dict[str, Slot] = {}
 _outlived: weakref.WeakSet[Any] = weakref.WeakSet()
 """What was installed in targets that were defined again since; instances and by-name copies still refer to it.
 
-Each refers to its slot, by the attribute ``SLOT``: without references to it, there is nothing that an undo could restore.
+Each refers to its slot by the attribute ``SLOT``: without references to it, there is nothing for an undo to restore.
 """
 
 

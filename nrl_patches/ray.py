@@ -1,10 +1,10 @@
 """What a Ray driver passes to ``ray.init``, so that the workers of its job are patched like the driver itself.
 
-A Ray worker is forked from nothing that the driver imported, so each must bring nrl_patches in by itself. Ray has one
-place for that, the setup hook, which runs in every worker of a job before its first task or actor. ``ray.init``
+A Ray worker does not inherit what the driver has imported, so each must import nrl_patches itself. Ray has one place
+for that, the setup hook, which runs in every worker of a job before its first task or actor. ``ray.init``
 turns the public field for it, ``worker_process_setup_hook``, into an environment variable, and leaves both to the
 workers. A worker that hands its own runtime environment to a ``ray.init`` of its children, as vLLM's Ray executor does,
-is refused for that by Ray before 2.55, and where the two disagree by later releases. So we set the variable alone.
+is rejected for that by Ray before 2.55, and by later releases if the two differ. So we set only the variable.
 
 This module does not import Ray; :func:`runtime_env` does.
 """

@@ -2,7 +2,7 @@
 
 With ``AUTOWRAPT_BOOTSTRAP`` set, autowrapt imports wrapt and reads the metadata of everything installed at the start of
 every interpreter: several times what a bare interpreter takes. ``nrl-patches run`` puts this folder first on
-``PYTHONPATH``; here that registration is put off until one of the packages that it is about is looked for. Where this
+``PYTHONPATH``; here that registration is delayed until one of the packages that it concerns is imported. Where this
 file is not executed (``python -I``), autowrapt does its work at once, and only the time is lost.
 
 Another interpreter among the children of a job may lack autowrapt, or the package. This file is executed there too,
@@ -42,7 +42,7 @@ class _Finder:
                 _check_autowrapt()
                 self.register()
                 _check_entry_points()
-            except Exception as error:  # noqa: BLE001 - the host's import goes on, whatever is wrong
+            except Exception as error:  # noqa: BLE001 - the host's import must continue
                 self.problem = error
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415

@@ -87,5 +87,5 @@ def tower_gets_lost() -> Observation:
         expected = qwen_vl_rules.save_sharded(qwen_vl_rules.tiny_model(), directory, files=2, rename=str)
         model = AutoModel.from_pretrained(directory)
     vision, text = qwen_vl_rules.count_lost(model.state_dict(), expected, below="model.")
-    # Releases before 5.4.0 know nothing of that layout, and lose the text as well.
+    # Releases before 5.4.0 do not support that layout, and lose the text as well.
     return Observation(bool(vision and not text), {"vision_lost": vision, "text_lost": text})

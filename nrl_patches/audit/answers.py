@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from nrl_patches.audit.pins import Pins
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import import_package
@@ -67,24 +67,31 @@ class Row:
     upstream: str
 
 
-def answer(patches: Iterable[Patch], pins: Pins, evidence: Evidence) -> list[Row]:
+def answer(patches: Iterable[Defect], pins: Pins, evidence: Evidence) -> list[Row]:
     """Answer for every patch; what hits and is not repaired comes first.
 
     Args:
         patches: The patches.
         pins: The environment.
         evidence: All measurements.
+
+    Returns:
+        One row per patch.
     """
     rows = [_row(patch, pins, evidence) for patch in patches]
     return sorted(rows, key=lambda row: (list(Hit).index(row.hit), row.repair is Repair.YES, row.id))
 
 
 def needs_attention(row: Row) -> bool:
-    """Return whether a row is a reason to think before the environment is used."""
+    """Return whether a row is a reason to think before the environment is used.
+
+    Args:
+        row: The answer for one defect.
+    """
     return row.hit is Hit.UNMEASURED or (row.hit is Hit.YES and row.repair is not Repair.YES)
 
 
-def environment_of(patch: Patch, pins: Pins) -> str | None:
+def environment_of(patch: Defect, pins: Pins) -> str | None:
     """Return the name of the matrix's environment that has the pinned releases, None if one of them has no number.
 
     Args:
@@ -100,34 +107,41 @@ def environment_of(patch: Patch, pins: Pins) -> str | None:
     return name_environment(releases)
 
 
-def _row(patch: Patch, pins: Pins, evidence: Evidence) -> Row:
+def _row(patch: Defect, pins: Pins, evidence: Evidence) -> Row:
     found = {name: installed for name in patch.affected.distributions if (installed := pins.find(name)) is not None}
     releases = {name: str(installed.version or "unknown") for name, installed in found.items()}
     decision = decide(patch, pins.find, lambda place: _known_digest(place, pins, evidence))
     cell = _cell(patch, pins, evidence)
-    hit, repair, reason = _judge(decision, cell)
+    hit, repair, reason = _judge(patch, decision, cell)
     return Row(patch.id, patch.title, releases, hit, repair, reason, _advice(patch, hit, repair), patch.upstream[0])
 
 
-def _judge(decision: Decision, cell: Cell | None) -> tuple[Hit, Repair, str]:
+def _judge(patch: Defect, decision: Decision, cell: Cell | None) -> tuple[Hit, Repair, str]:
     if decision.answer is Answer.NOT_INSTALLED:
         return Hit.ABSENT, Repair.NEEDLESS, decision.reason
     if cell is not None and cell.present is not None:
-        measured = f"measured {cell.date}"
-        if not cell.present:
-            return Hit.NO, Repair.NEEDLESS, f"{decision.reason}; {measured}: not there"
-        works = cell.verdict == Verdict.NEEDED
-        said = "there without the patch, gone with it" if works else f"there; with the patch: {cell.verdict}"
-        return Hit.YES, Repair.YES if works else Repair.NO, f"{decision.reason}; {measured}: {said}"
+        hit, repair, reason = _measured(patch, cell)
+        return hit, repair, f"{decision.reason}; measured {cell.date}: {reason}"
+    how = "by the declared range" if patch.measured else "upstream's word, not measured"
     if decision.answer is Answer.YES:
-        how = "" if is_recognised(decision) else "; by the declared range"
-        return Hit.YES, Repair.YES, f"{decision.reason}{how}"
+        reason = decision.reason if is_recognised(decision) else f"{decision.reason}; {how}"
+        return Hit.YES, Repair.YES if patch.fixes else Repair.NO, reason
     if decision.answer is Answer.NO:
-        return Hit.NO, Repair.NEEDLESS, f"{decision.reason}; by the declared range"
+        return Hit.NO, Repair.NEEDLESS, f"{decision.reason}; {how}"
     return Hit.UNMEASURED, Repair.UNKNOWN, decision.reason
 
 
-def _cell(patch: Patch, pins: Pins, evidence: Evidence) -> Cell | None:
+def _measured(patch: Defect, cell: Cell) -> tuple[Hit, Repair, str]:
+    if not cell.present:
+        return Hit.NO, Repair.NEEDLESS, "not there"
+    if not patch.fixes:
+        return Hit.YES, Repair.NO, "there"
+    works = cell.verdict == Verdict.NEEDED
+    said = "there without the patch, gone with it" if works else f"there; with the patch: {cell.verdict}"
+    return Hit.YES, Repair.YES if works else Repair.NO, said
+
+
+def _cell(patch: Defect, pins: Pins, evidence: Evidence) -> Cell | None:
     """What was measured of a patch with exactly these releases; of one distribution alone, with any companion."""
     environment = environment_of(patch, pins)
     if environment is None:
@@ -153,10 +167,10 @@ def _known_digest(place: str, pins: Pins, evidence: Evidence) -> str:
     return evidence.code.get(place, {}).get(version.public if version else "", "not known")
 
 
-def _advice(patch: Patch, hit: Hit, repair: Repair) -> str:
+def _advice(patch: Defect, hit: Hit, repair: Repair) -> str:
     names = " ".join(patch.affected.distributions)
     if hit is Hit.UNMEASURED:
         return f"nrl-patches audit --measure, or nrl-patches tripwires {patch.id} where it is installed ({names})"
     if hit is Hit.YES and repair is Repair.YES:
         return "import nrl_patches"
-    return f"see {patch.upstream[0]}" if hit is Hit.YES else ""
+    return patch.advice or f"see {patch.upstream[0]}" if hit is Hit.YES else ""

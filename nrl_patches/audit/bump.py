@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nrl_patches.audit.answers import Hit, Repair, Row, answer
 from nrl_patches.audit.pins import Pins
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.decision import places_of
 from nrl_patches.engine.upstream_code import ABSENT
 from nrl_patches.matrix.evidence import Evidence
@@ -47,7 +47,7 @@ class Change:
     moved: Mapping[str, str] = field(default_factory=dict)
 
 
-def bump(patches: Iterable[Patch], old: Pins, new: Pins, evidence: Evidence) -> list[Change]:
+def bump(patches: Iterable[Defect], old: Pins, new: Pins, evidence: Evidence) -> list[Change]:
     """Compare two environments; what begins comes first.
 
     Args:
@@ -55,6 +55,9 @@ def bump(patches: Iterable[Patch], old: Pins, new: Pins, evidence: Evidence) -> 
         old: The environment before.
         new: The environment afterwards.
         evidence: All measurements.
+
+    Returns:
+        One change per patch, also where nothing changes.
     """
     every = list(patches)
     before, after = ({row.id: row for row in answer(every, pins, evidence)} for pins in (old, new))
@@ -92,7 +95,7 @@ def _effect(old: Row, new: Row) -> Effect:
     return Effect.ENDS if old.hit is Hit.YES or old.repair is Repair.UNKNOWN else Effect.NONE
 
 
-def _moved(patch: Patch, old: Pins, new: Pins, evidence: Evidence) -> Iterator[tuple[str, str]]:
+def _moved(patch: Defect, old: Pins, new: Pins, evidence: Evidence) -> Iterator[tuple[str, str]]:
     for name in patch.affected.distributions:
         before, after = old.find(name), new.find(name)
         if before is None or after is None or before.version is None or after.version is None:

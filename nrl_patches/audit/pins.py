@@ -72,6 +72,9 @@ def read_pins(file: Path, distributions: Iterable[str]) -> list[Pins]:
         file: ``uv.lock``, ``pylock.toml`` or ``pylock.*.toml``, or lines of requirements, as `pip freeze` prints them.
         distributions: The canonical names that matter: combinations that differ in no other are one.
 
+    Returns:
+        One environment; several for a ``uv.lock`` with several versions of what matters.
+
     Raises:
         ValueError: It cannot be read as what its name says; the message names the file.
     """
@@ -99,6 +102,9 @@ def pins_of(text: str, file: Path | None = None) -> Pins:
     Args:
         text: The lines.
         file: Where they come from, for files that they include by ``-r``.
+
+    Returns:
+        The one environment that they describe.
 
     Raises:
         InvalidRequirement: A line is no requirement.

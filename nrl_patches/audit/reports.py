@@ -45,14 +45,24 @@ class Audit:
 
 
 def attention(audit: Audit) -> bool:
-    """Return whether anything hits that is not repaired, or that nobody has measured."""
+    """Return whether anything hits that is not repaired, or that nobody has measured.
+
+    Args:
+        audit: What was asked for.
+    """
     rows = [row for _, rows in audit.environments for row in rows]
     rows += [change.new for _, _, changes in audit.bumps for change in changes]
     return any(map(needs_attention, rows))
 
 
 def as_text(audit: Audit, width: int | None = None, *, color: bool = False) -> str:
-    """Return tables for a terminal: what hits, and the rest in a line."""
+    """Return tables for a terminal: what hits, and the rest in a line.
+
+    Args:
+        audit: What was asked for.
+        width: Columns of the terminal; 100 if None.
+        color: Whether it shows colours; the variable ``NO_COLOR`` overrules that.
+    """
     from rich.console import Console  # noqa: PLC0415 - JSON does without
     from rich.table import Table  # noqa: PLC0415
 
@@ -100,7 +110,11 @@ def as_text(audit: Audit, width: int | None = None, *, color: bool = False) -> s
 
 
 def as_json(audit: Audit) -> str:
-    """Return everything, by the published schema."""
+    """Return everything, by the published schema.
+
+    Args:
+        audit: What was asked for.
+    """
     report: dict[str, Any] = {
         "schema": SCHEMA_VERSION,
         "nrl_patches": __version__,
@@ -119,7 +133,11 @@ def as_json(audit: Audit) -> str:
 
 
 def as_markdown(audit: Audit) -> str:
-    """Return tables for a comment on a pull request."""
+    """Return tables for a comment on a pull request.
+
+    Args:
+        audit: What was asked for.
+    """
     lines: list[str] = []
     for pins, rows in audit.environments:
         lines += [f"**{_title(pins, rows)}**", ""]
@@ -151,7 +169,11 @@ def as_markdown(audit: Audit) -> str:
 
 
 def as_github(audit: Audit) -> str:
-    """Return one workflow annotation for each defect that needs attention, and for each workaround found."""
+    """Return one workflow annotation for each defect that needs attention, and for each workaround found.
+
+    Args:
+        audit: What was asked for.
+    """
     lines = []
     for pins, rows in (
         *audit.environments,

@@ -17,8 +17,9 @@ from nrl_patches.audit.pins import Pins, installed_pins, read_pins
 from nrl_patches.audit.reports import FORMATS, Audit, as_text, attention
 from nrl_patches.audit.scan import scan
 from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, write_report
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect, Patch
 from nrl_patches.engine.activation import default_activation
+from nrl_patches.engine.registry import load_defects
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.freshness import age
 
@@ -48,6 +49,7 @@ def _requirements(_ctx: click.Context, _param: click.Parameter, values: Sequence
 @click.option("--to", "new", type=_FILE, metavar="NEW", help="With --from; see there.")
 @click.option("--measure", is_flag=True, help="Measure here what nobody has measured; see `nrl-patches matrix`.")
 @click.option("--scan", "tree", type=click.Path(path_type=Path, exists=True), help="Look for workarounds in a tree.")
+@click.option("--ignore", "ignored", multiple=True, metavar="ID", help="Leave out this defect; several are allowed.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="May be given several times."
@@ -62,6 +64,7 @@ def audit(  # noqa: PLR0913 - one parameter per option
     new: Path | None,
     measure: bool,
     tree: Path | None,
+    ignored: tuple[str, ...],
     as_json: bool,
     formats: tuple[str, ...],
     outputs: tuple[str, ...],
@@ -83,7 +86,11 @@ def audit(  # noqa: PLR0913 - one parameter per option
         raise click.UsageError("more --output than --format")
     places = [*outputs, *["-"] * (len(chosen) - len(outputs))]
     check_places([(place, "--output") for place in places if place != "-"])
-    patches = list(default_activation().registry)
+    patches: list[Defect] = [*default_activation().registry, *load_defects()[0].values()]
+    unknown = set(ignored) - {patch.id for patch in patches}
+    if unknown:
+        raise click.BadParameter(f"no such id: {', '.join(sorted(unknown))}", param_hint="--ignore")
+    patches = [patch for patch in patches if patch.id not in ignored]
     try:
         found = _audit(patches, files, changes, (old, new), tree, folder if measure else None)
     except ValueError as problem:
@@ -101,7 +108,7 @@ def _on_terminal(found: Audit) -> str:
 
 
 def _audit(
-    patches: Sequence[Patch],
+    patches: Sequence[Defect],
     files: Sequence[Path],
     changes: Sequence[Requirement],
     ends: tuple[Path | None, Path | None],
@@ -118,7 +125,7 @@ def _audit(
     looked = [pins.changed(changes) for pins in looked]
     if folder is not None:
         evidence = _measured(patches, [*looked, *old, *new], evidence, folder)
-    workarounds, problems = scan(tree, patches) if tree else ([], [])
+    workarounds, problems = scan(tree, [p for p in patches if isinstance(p, Patch)]) if tree else ([], [])
     return Audit(
         evidence=age(evidence),
         environments=[(pins, answer(patches, pins, evidence)) for pins in looked],
@@ -134,7 +141,7 @@ def _labelled(environments: Sequence[Pins], file: Path, *, several: bool) -> lis
     return [Pins(f"{file} {pins.label}".strip(), pins.releases, pins.remarks) for pins in environments]
 
 
-def _measured(patches: Sequence[Patch], looked: Sequence[Pins], evidence: Evidence, folder: Path) -> Evidence:
+def _measured(patches: Sequence[Defect], looked: Sequence[Pins], evidence: Evidence, folder: Path) -> Evidence:
     """Measure what nobody has measured, and return what is known then."""
     from nrl_patches.matrix.plan import Task  # noqa: PLC0415 - what measuring needs, an audit does not
     from nrl_patches.matrix.runner import jobs_here  # noqa: PLC0415

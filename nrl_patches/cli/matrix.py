@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder
-from nrl_patches.declaration import Patch
+from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder, every_known
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.compare import judge
@@ -106,7 +106,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     patches = _select(distributions, ids)
     if releases is not None and len({axis(patch) for patch in patches}) != 1:
         raise click.UsageError("--releases needs exactly one DISTRIBUTION, or patches of one")
-    workshop = Workshop(folder, patches, timeout, others=default_activation().registry)
+    workshop = Workshop(folder, patches, timeout, others=every_known())
     try:
         if clean:
             click.echo(f"{_bytes(workshop.clean())} given back")
@@ -133,21 +133,22 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     sys.exit(int(not agrees or bool(default_activation().registry.broken)))
 
 
-def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Patch]:
-    registry = default_activation().registry
+def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Defect]:
+    every = {defect.id: defect for defect in every_known()}
     for patch_id in ids:
-        if patch_id not in registry.patches:
-            raise click.BadParameter(f"{patch_id!r} is no patch; `nrl-patches list` shows every id", param_hint="ID")
-    known = sorted({axis(patch) for patch in registry})
+        if patch_id not in every:
+            message = f"{patch_id!r} is not the id of a patch; `nrl-patches list` shows every id"
+            raise click.BadParameter(message, param_hint="ID")
+    known = sorted({axis(patch) for patch in every.values()})
     for name in distributions:
         if name not in known:
             raise click.BadParameter(f"no patch is about {name!r}, only about {', '.join(known)}")
-    chosen = [p for p in registry if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
+    chosen = [p for p in every.values() if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
     if ids and not chosen:
         said = Problem(
             f"the selection of {', '.join(ids)}",
             expected=f"a patch about {', '.join(distributions)}",
-            found=f"only about {', '.join(sorted({axis(registry.patches[i]) for i in ids}))}",
+            found=f"only about {', '.join(sorted({axis(every[i]) for i in ids}))}",
             next_step="leave out the DISTRIBUTION or the --patch",
         )
         raise click.UsageError(str(said))

@@ -197,7 +197,16 @@ class Activation:
                 tell(logging.WARNING, unapplicable(patch, found))
 
     def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
-        """Apply the fixes of a patch that belong to the module which has just been executed."""
+        """Apply the fixes of a patch that belong to the module which has just been executed.
+
+        Args:
+            patch: The patch.
+            name: The absolute name of the module.
+            module: The module, as ``sys.modules`` holds it.
+
+        Raises:
+            PatchError: Under strict mode, that the patch has drifted or failed.
+        """
         try:  # It looks for packages, and so is not done under the lock.
             decision = decide(patch)
         except Exception as error:  # noqa: BLE001 - whoever stands in sys.meta_path may raise anything

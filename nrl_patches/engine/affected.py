@@ -72,6 +72,9 @@ def is_release(version: Version) -> bool:
     Development and pre-release numbers do not (``5.6.0.dev0`` may be any commit before 5.6.0, with or without the
     fix that went into 5.5.2), nor does a local label that names a commit (``0.5.0+6de0c361``). A local label that
     names a build (``2.13.0+cpu``) does.
+
+    Args:
+        version: A version as PEP 440 reads it.
     """
     labels = (version.local or "").split(".")
     return not version.is_prerelease and not any(_COMMIT.fullmatch(label) for label in labels)

@@ -9,7 +9,7 @@ from importlib import resources
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.distributions import Installed, find_installed, import_package
 from nrl_patches.engine.upstream_code import digest
@@ -20,7 +20,7 @@ Find = Callable[[str], "Installed | None"]
 Digest = Callable[[str], str]
 
 
-def decide(patch: Patch, find: Find = find_installed, digest_of: Digest = digest) -> Decision:
+def decide(patch: Defect, find: Find = find_installed, digest_of: Digest = digest) -> Decision:
     """Decide by the installed versions and, where nobody has measured these, by the code. Imports nothing.
 
     Args:
@@ -49,11 +49,15 @@ def decide(patch: Patch, find: Find = find_installed, digest_of: Digest = digest
 
 
 def is_recognised(decision: Decision) -> bool:
-    """Return whether an answer rests on the code of a release that was not measured."""
+    """Return whether an answer rests on the code of a release that was not measured.
+
+    Args:
+        decision: What :func:`decide` returned.
+    """
     return decision.answer is Answer.YES and bool(decision.edges)
 
 
-def places_of(patch: Patch, distribution: str) -> list[str]:
+def places_of(patch: Defect, distribution: str) -> list[str]:
     """Return the places in the code of a distribution that a patch touches or relies on.
 
     Args:
@@ -64,7 +68,7 @@ def places_of(patch: Patch, distribution: str) -> list[str]:
     return [place for place in patch.places if place.partition(":")[0].partition(".")[0] == package]
 
 
-def _changed(patch: Patch, distribution: str, edge: Version, digest_of: Digest) -> Iterator[str]:
+def _changed(patch: Defect, distribution: str, edge: Version, digest_of: Digest) -> Iterator[str]:
     places = places_of(patch, distribution)
     for place in places:
         known = _known_code().get(place, {}).get(str(edge))

@@ -52,6 +52,9 @@ def settle(
         module: The module.
         decision: What the versions say.
         forced: Whether they are to be ignored.
+
+    Returns:
+        What to log or raise once the lock is released; the state and its reason are in ``record``.
     """
     if decision.answer in DECIDED and not forced:
         return _leave(patch, record, decision)
@@ -85,7 +88,18 @@ def _leave(patch: Patch, record: Record, decision: Decision) -> Outcome:
 
 
 def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
-    """Note that a patch cannot be applied. Called under PROCESS_LOCK."""
+    """Note that a patch cannot be applied. Called under PROCESS_LOCK.
+
+    A required patch then blocks its targets.
+
+    Args:
+        patch: The patch.
+        record: Its record; gets the state ``drifted`` or ``failed``, the reason and the notes.
+        error: Why; a :class:`~nrl_patches.errors.DriftedError` means ``drifted``, any other ``failed``.
+
+    Returns:
+        The error, with a text to log unless the record has the same state and reason already.
+    """
     state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
     told = (record.state, record.reason) == (state, str(error))
     notes = []
@@ -104,7 +118,12 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
 
 
 def unapplicable(patch: Patch, status: Status) -> Problem:
-    """Return the message that tells why a patch that somebody wants applied is not."""
+    """Return the message that tells why a patch that somebody wants applied is not.
+
+    Args:
+        patch: The patch.
+        status: Its status as it is now: ``disabled``, ``not-affected`` or ``not-installed``.
+    """
     if status.state is State.DISABLED:
         expected, step = "a patch that is not switched off", "take that back, and start the process anew"
     elif status.state is State.UNMEASURED:

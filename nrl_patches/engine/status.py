@@ -69,6 +69,10 @@ class Record:
     holds: int = 0
 
     def awaits(self, patch: Patch) -> str:
-        """Return what a pending patch waits for, as a phrase."""
+        """Return what a pending patch waits for, as a phrase.
+
+        Args:
+            patch: The patch that this is the record of.
+        """
         modules = sorted({fix.module for fix in patch.fixes if fix.target not in self.done})
         return f"waits for the import of {', '.join(modules)}"

@@ -7,7 +7,7 @@ from itertools import groupby
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import FLOORS, Affected
 from nrl_patches.matrix.environments import KNOWN_GAPS
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
@@ -19,7 +19,7 @@ from nrl_patches.tripwires.run import PASSING, Verdict
 __all__ = ["judge"]
 
 
-def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgement:
+def judge(patch: Defect, evidence: Evidence, code: str | None = None) -> Judgement:
     """Compare the declaration of a patch with what was measured of it.
 
     Yanked releases and pre-releases are facts like the others, but no range is bent around them: they are remarks.
@@ -28,6 +28,9 @@ def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgemen
         patch: The patch.
         evidence: All measurements.
         code: The fingerprint of the patch; what was measured of other code does not count. None counts everything.
+
+    Returns:
+        The judgement; it has no objections if the declaration is exact.
     """
     facts = _Facts(patch, evidence, code)
     unmeasured = facts.unmeasured()
@@ -61,7 +64,7 @@ class _Facts:
         runs: Where the defect was seen.
     """
 
-    def __init__(self, patch: Patch, evidence: Evidence, code: str | None) -> None:
+    def __init__(self, patch: Defect, evidence: Evidence, code: str | None) -> None:
         self.patch, self.evidence = patch, evidence
         found = dict(self._found())
         self.cells = {e: c for e, c in found.items() if code in {None, c.code}}
@@ -128,7 +131,7 @@ class _Facts:
             yield f"nothing older than {line} {floor} is measured (FLOORS in nrl_patches/engine/affected.py)"
 
 
-def _runs(patch: Patch, cells: Mapping[str, Cell]) -> Iterable[Run]:
+def _runs(patch: Defect, cells: Mapping[str, Cell]) -> Iterable[Run]:
     """Yield the runs along the axis; a release is bad if the defect was seen in any of its environments."""
     states: dict[Version, bool | None] = {}
     for environment, cell in cells.items():
@@ -141,13 +144,13 @@ def _runs(patch: Patch, cells: Mapping[str, Cell]) -> Iterable[Run]:
             yield Run(tuple(versions), groups[place + 1][1][0] if place + 1 < len(groups) else None)
 
 
-def _suggest(patch: Patch, cells: Mapping[str, Cell], runs: Sequence[Run]) -> tuple[str, ...]:
+def _suggest(patch: Defect, cells: Mapping[str, Cell], runs: Sequence[Run]) -> tuple[str, ...]:
     measured = sorted({parse_environment(environment)[axis(patch)] for environment in cells})
     others = _others(patch, cells)
     return tuple(" & ".join([_range(axis(patch), run.bad, measured), *others]) for run in runs)
 
 
-def _others(patch: Patch, cells: Mapping[str, Cell]) -> list[str]:
+def _others(patch: Defect, cells: Mapping[str, Cell]) -> list[str]:
     ranges = []
     for distribution in patch.affected.distributions[1:]:
         measured = sorted({parse_environment(environment)[distribution] for environment in cells})
@@ -185,7 +188,7 @@ def _fails(environment: str, cell: Cell) -> str:
     return f"{environment}: {cell.verdict}" + (f": {cell.error}" if cell.error else "")
 
 
-def _unmeasured(patch: Patch, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
+def _unmeasured(patch: Defect, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
     """The releases that the index has, that matter, and that nobody tried to measure."""
     done = {parse_environment(environment)[axis(patch)] for environment in tried}
     left = [version for version in evidence.finals(axis(patch)) if version not in done]
@@ -200,7 +203,7 @@ def _unmeasured(patch: Patch, evidence: Evidence, runs: Sequence[Run], tried: se
     return [f"{how}, but not measured: {', '.join(map(str, vs))}" for how, vs in found.items() if vs]
 
 
-def _deciding(patch: Patch, evidence: Evidence, runs: Sequence[Run]) -> set[Version]:
+def _deciding(patch: Defect, evidence: Evidence, runs: Sequence[Run]) -> set[Version]:
     """The releases on which the ends of a declaration rest: in a run, right beside it, and the newest."""
     finals = evidence.finals(axis(patch))
     deciding = set(finals[-1:])
@@ -215,7 +218,7 @@ def _counts(environment: str) -> bool:
     return all(is_in_scope(distribution, version) for distribution, version in parse_environment(environment).items())
 
 
-def _open_ends(patch: Patch, evidence: Evidence) -> list[str]:
+def _open_ends(patch: Defect, evidence: Evidence) -> list[str]:
     """Name the distributions of which the declaration says more than was measured: how a range ends is a claim."""
     found = []
     for part in (part for conjunction in patch.affected.alternatives for part in conjunction):
@@ -234,7 +237,7 @@ def _open_ends(patch: Patch, evidence: Evidence) -> list[str]:
     return list(dict.fromkeys(found))
 
 
-def _has_answer(patch: Patch, measurement: Measurement) -> bool:
+def _has_answer(patch: Defect, measurement: Measurement) -> bool:
     cell = measurement.cells.get(patch.id)
     return cell is not None and cell.present is not None
 
@@ -245,7 +248,7 @@ def _against(environment: str) -> str:
     return "against the range"
 
 
-def _is_along(patch: Patch, environment: str) -> bool:
+def _is_along(patch: Defect, environment: str) -> bool:
     return next(iter(parse_environment(environment))) == axis(patch)
 
 

@@ -125,6 +125,12 @@ class Evidence:
 
         Raises:
             ValueError: The file is of another schema, or not whole.
+
+        Args:
+            file: The file; it may be in an archive.
+
+        Returns:
+            The evidence; empty if there is no such file.
         """
         if not file.is_file() and not file.is_dir():
             return cls()
@@ -167,7 +173,15 @@ class Evidence:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file so that whoever looks sees the old content or the new one, whatever happens meanwhile."""
+    """Write a file so that whoever looks sees the old content or the new one, whatever happens meanwhile.
+
+    Args:
+        file: The file to create or replace; its folder is created if it is missing.
+        content: What to write; text is encoded as UTF-8.
+
+    Raises:
+        OSError: It cannot be written; the old content is unchanged then.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, made = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
@@ -20,7 +20,11 @@ __all__ = ["age", "beyond_evidence", "measured_releases"]
 
 
 def measured_releases(evidence: Evidence) -> Mapping[str, list[Version]]:
-    """Return the releases of each distribution in which anything was measured, oldest first."""
+    """Return the releases of each distribution in which anything was measured, oldest first.
+
+    Args:
+        evidence: All measurements.
+    """
     found: dict[str, set[Version]] = {}
     for environment, measurement in evidence.measurements.items():
         if measurement.cells:
@@ -56,7 +60,7 @@ def beyond_evidence(evidence: Evidence | None = None) -> list[Finding]:
     return [*_unmeasured(patches), *_outside(measured)]
 
 
-def _unmeasured(patches: Iterable[Patch]) -> Iterator[Finding]:
+def _unmeasured(patches: Iterable[Defect]) -> Iterator[Finding]:
     for patch in patches:
         decision = decide(patch)
         if decision.answer is Answer.UNMEASURED:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.matrix.plan import axis
 
 __all__ = ["Judgement", "Run"]
@@ -49,7 +49,7 @@ class Judgement:
         unmeasured: Those of the objections that measuring could answer; until then there is nothing to paste.
     """
 
-    patch: Patch
+    patch: Defect
     runs: tuple[Run, ...]
     objections: tuple[str, ...]
     suggestion: tuple[str, ...]

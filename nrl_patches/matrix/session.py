@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.decision import places_of
 from nrl_patches.engine.upstream_code import digest
 from nrl_patches.errors import Problem
@@ -57,7 +57,7 @@ class Workshop:
         others: Patches that are not measured now; what is known of them is kept as carefully.
     """
 
-    def __init__(self, folder: Path, patches: Iterable[Patch], timeout: float, others: Iterable[Patch] = ()) -> None:
+    def __init__(self, folder: Path, patches: Iterable[Defect], timeout: float, others: Iterable[Defect] = ()) -> None:
         self.folder = folder.resolve()
         self.patches = {patch.id: patch for patch in patches}
         self.environments = self.folder / "environments"
@@ -130,6 +130,9 @@ class Workshop:
         Raises:
             IndexProblem: The index does not answer.
             ValueError: No release matches the selection.
+
+        Returns:
+            The environments to measure, each with the patches that have no current measurement there.
         """
         patches = self.patches.values()
         names = {name for patch in patches for name in patch.affected.distributions}
@@ -177,6 +180,9 @@ class Workshop:
 
         Raises:
             NotOursError: Another process uses the folder, or no run ever did.
+
+        Returns:
+            The bytes; 0 if there is no such folder.
         """
         if not self.folder.exists():
             return 0
@@ -274,6 +280,9 @@ def disk_usage(folder: Path) -> int:
 
     What several names in it share counts once, and what has a name elsewhere as well (an installer's cache, whose files
     it links) not at all.
+
+    Args:
+        folder: The folder.
     """
     sizes: dict[tuple[int, int], int] = {}
     elsewhere: dict[tuple[int, int], int] = {}

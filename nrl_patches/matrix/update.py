@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 import nrl_patches
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import Affected, Range
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.evidence import Evidence, write_whole
@@ -43,6 +43,12 @@ def write_ranges(judgements: Iterable[Judgement]) -> list[str]:
     """Put the suggested ranges into the patch files whose declaration is wrong, and return the ids of these patches.
 
     What cannot be pasted, because measuring is not complete or no product of ranges fits, is left as it is.
+
+    Args:
+        judgements: What the evidence says of each declaration; the declaration in it is replaced too.
+
+    Returns:
+        The ids.
     """
     changed = []
     for judgement in judgements:
@@ -77,13 +83,24 @@ def _with_range(source: str, suggestion: tuple[str, ...]) -> str:
 
 
 def write_evidence(report: Path, root: Path) -> None:
-    """Copy a report into the package."""
+    """Copy a report into the package.
+
+    Args:
+        report: The folder of the report.
+        root: The root of the checkout.
+    """
     for name in _REPORT:
         shutil.copyfile(report / name, root / "nrl_patches" / "matrix" / "data" / name)
 
 
-def write_readme(patches: Iterable[Patch], evidence: Evidence, root: Path) -> None:
-    """Write the releases of every patch into its row of the README's table."""
+def write_readme(patches: Iterable[Defect], evidence: Evidence, root: Path) -> None:
+    """Write the releases of every patch into its row of the README's table.
+
+    Args:
+        patches: The patches.
+        evidence: What the index had.
+        root: The root of the checkout.
+    """
     file = root / "README.md"
     text = file.read_text(encoding="utf-8")
     for patch in patches:
@@ -92,7 +109,7 @@ def write_readme(patches: Iterable[Patch], evidence: Evidence, root: Path) -> No
     write_whole(file, text)
 
 
-def in_words(patch: Patch, evidence: Evidence) -> str:
+def in_words(patch: Defect, evidence: Evidence) -> str:
     """Return the releases that a patch declares for people: the first, the last, and whether a fix ended the range.
 
     Args:

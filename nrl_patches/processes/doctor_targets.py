@@ -49,7 +49,11 @@ class Looked:
 
 
 def check_targets() -> Looked:
-    """Import the targets of every patch that is on and whose releases are installed, with the patches, elsewhere."""
+    """Import the targets of every patch that is on and whose releases are installed, with the patches, elsewhere.
+
+    Returns:
+        The patches looked at, what was found, and the seconds that it took; nothing if no patch is due here.
+    """
     patches = [patch for patch in activation().registry if _is_due(patch)]
     if not patches:
         return Looked()

@@ -432,4 +432,4 @@ def test_a_place_for_the_report_that_cannot_be_written_is_said_before_anything_i
     bench.write("taken", "")
     done = bench.matrix("--output", "taken")
     assert (done.returncode, bench.probed()) == (3, [])
-    assert "Error: taken: expected a folder for the report; found [Errno 17] File exists" in done.stderr
+    assert "Error: taken: expected a writable folder for the report; found [Errno 17] File exists" in done.stderr

@@ -9,7 +9,7 @@ from nrl_patches.matrix.report.page import page
 from nrl_patches.matrix.report.picture import STYLES, Cell, Panel, draw, to_svg
 
 NASTY = "<script>alert('&\"')</script>"
-RELEASES = ("5.4.0", "5.5.0", "5.5.1", "5.5.2", "5.6.0", "5.7.0", "5.8.0")
+RELEASES = ("5.4.0", "5.5.0", "5.5.1", "5.5.2", "5.6.0", "5.7.0", "5.8.0", "5.9.0")
 PAIRS = ("0.4.0 + 5.5.4", "0.6.0 + 5.12.1")
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import Affected
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import measured_releases
@@ -79,14 +79,14 @@ class Axis:
     lines: Sequence[Line] = field(default_factory=tuple)
 
 
-def axes(patches: Iterable[Patch], evidence: Evidence) -> list[Axis]:
+def axes(patches: Iterable[Defect], evidence: Evidence) -> list[Axis]:
     """Return what is drawn, by distribution and by the releases in which the defects begin.
 
     Args:
         patches: The patches.
         evidence: All measurements.
     """
-    by_axis: dict[str, list[Patch]] = {}
+    by_axis: dict[str, list[Defect]] = {}
     for patch in patches:
         by_axis.setdefault(axis(patch), []).append(patch)
     measured = measured_releases(evidence)
@@ -127,7 +127,7 @@ def to_ranges_svg(drawn: Sequence[Axis], *, caption: str) -> str:
     )
 
 
-def _lines(patch: Patch, name: str, releases: Sequence[Version]) -> Iterator[Line]:
+def _lines(patch: Defect, name: str, releases: Sequence[Version]) -> Iterator[Line]:
     others = [
         f"{p.distribution} {p.releases}" for c in patch.affected.alternatives for p in c if p.distribution != name
     ]

@@ -44,6 +44,11 @@ patch = Patch(
         "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
         "vllm.model_executor.model_loader.weight_utils:initialize_single_dummy_weight",
     ),
+    victims={
+        "Gemma, Gemma 2, Gemma 3 (normalizer)": "vllm>=0.9.1,<0.9.2",
+        "Qwen2-VL, Qwen2.5-VL (input_norm)": "vllm>=0.28.0,<0.33.0",
+        "Qwen3-VL and others (input_norm)": "vllm>=0.32.0,<0.33.0",
+    },
 )
 
 

@@ -9,7 +9,7 @@ Fix: as there: persistent buffers that hold a value count as non-persistent whil
 Remove when: no supported release is older than vLLM 0.9.1.
 
 Older releases have the defect too (observed in 0.6.0 to 0.6.1.post2). The range begins with the oldest release that
-this project measures, see `FLOORS` in `nrl_patches/matrix/plan.py`.
+this project measures, see `FLOORS` in `nrl_patches/engine/affected.py`.
 
 You no longer need to force `load_format="auto"` for Gemma: on these releases with this patch, from vLLM 0.9.2 on
 without any.
@@ -32,6 +32,10 @@ patch = Patch(
     affected="vllm>=0.6.3,<0.9.1",
     upstream=("https://github.com/vllm-project/vllm/pull/19788",),
     opt_out="NRL_DISABLE_VLLM_DUMMY_LOAD_CONSTANTS_PATCH",
+    victims={
+        "Gemma, Gemma 2 (normalizer)": "vllm>=0.6.3,<0.9.1",
+        "Gemma 3 (normalizer)": "vllm>=0.8.0,<0.9.1",
+    },
 )
 
 

@@ -35,6 +35,7 @@ class Repair(str, enum.Enum):
     """Whether this package repairs a defect that hits."""
 
     YES = "repaired"
+    FORCED = "repaired if forced"
     NO = "not repaired"
     UNKNOWN = "unknown"
     NEEDLESS = "needless"
@@ -136,6 +137,8 @@ def _measured(patch: Defect, cell: Cell) -> tuple[Hit, Repair, str]:
         return Hit.NO, Repair.NEEDLESS, "not there"
     if not patch.fixes:
         return Hit.YES, Repair.NO, "there"
+    if cell.forced:
+        return Hit.YES, Repair.FORCED, f"there; gone with the fix, which NRL_PATCHES_FORCE={patch.id} applies"
     works = cell.verdict == Verdict.NEEDED
     said = "there without the patch, gone with it" if works else f"there; with the patch: {cell.verdict}"
     return Hit.YES, Repair.YES if works else Repair.NO, said
@@ -173,4 +176,6 @@ def _advice(patch: Defect, hit: Hit, repair: Repair) -> str:
         return f"nrl-patches audit --measure, or nrl-patches tripwires {patch.id} where it is installed ({names})"
     if hit is Hit.YES and repair is Repair.YES:
         return "import nrl_patches"
+    if repair is Repair.FORCED:
+        return f"import nrl_patches under NRL_PATCHES_FORCE={patch.id}; `nrl-patches matrix --update` declares it"
     return patch.advice or f"see {patch.upstream[0]}" if hit is Hit.YES else ""

@@ -22,6 +22,7 @@ from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.freshness import age
+from nrl_patches.matrix.plan import Task
 
 __all__ = ["audit"]
 
@@ -124,7 +125,7 @@ def _audit(
         looked = installed_pins(names)
     looked = [pins.changed(changes) for pins in looked]
     if folder is not None:
-        evidence = _measured(patches, [*looked, *old, *new], evidence, folder)
+        evidence = _measured(patches, [*looked, *old, *new], folder)
     workarounds, problems = scan(tree, [p for p in patches if isinstance(p, Patch)]) if tree else ([], [])
     return Audit(
         evidence=age(evidence),
@@ -141,12 +142,25 @@ def _labelled(environments: Sequence[Pins], file: Path, *, several: bool) -> lis
     return [Pins(f"{file} {pins.label}".strip(), pins.releases, pins.remarks) for pins in environments]
 
 
-def _measured(patches: Sequence[Defect], looked: Sequence[Pins], evidence: Evidence, folder: Path) -> Evidence:
+def _measured(patches: Sequence[Defect], looked: Sequence[Pins], folder: Path) -> Evidence:
     """Measure what nobody has measured, and return what is known then."""
-    from nrl_patches.matrix.plan import Task  # noqa: PLC0415 - what measuring needs, an audit does not
-    from nrl_patches.matrix.runner import jobs_here  # noqa: PLC0415
+    from nrl_patches.matrix.runner import jobs_here  # noqa: PLC0415 - what measuring needs, an audit does not
     from nrl_patches.matrix.session import NotOursError, Workshop  # noqa: PLC0415
 
+    os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
+    workshop = Workshop(folder, [patch for patch in patches if patch.has_probe], timeout=300.0)
+    try:
+        with workshop.open():
+            tasks = _unmeasured(list(workshop.patches.values()), looked, workshop.evidence)
+            if tasks:
+                click.echo(f"{len(tasks)} environments to measure in {folder}", err=True)
+                workshop.run(tasks, jobs_here(), lambda task, *_: click.echo(f"measured {task.environment}", err=True))
+            return workshop.evidence
+    except (NotOursError, OSError) as problem:
+        raise CannotSayError(str(problem)) from problem
+
+
+def _unmeasured(patches: Sequence[Defect], looked: Sequence[Pins], evidence: Evidence) -> list[Task]:
     by_id = {patch.id: patch for patch in patches}
     todo: dict[str, list[str]] = {}
     for pins in looked:
@@ -154,15 +168,4 @@ def _measured(patches: Sequence[Defect], looked: Sequence[Pins], evidence: Evide
             environment = environment_of(by_id[row.id], pins)
             if row.hit is Hit.UNMEASURED and environment is not None:
                 todo.setdefault(environment, []).append(row.id)
-    if not todo:
-        return evidence
-    os.environ.setdefault("MPLCONFIGDIR", str(folder / "matplotlib"))
-    workshop = Workshop(folder, patches, timeout=300.0)
-    tasks = [Task(environment, tuple(dict.fromkeys(ids))) for environment, ids in todo.items()]
-    try:
-        with workshop.open():
-            click.echo(f"{len(tasks)} environments to measure in {folder}", err=True)
-            workshop.run(tasks, jobs_here(), lambda task, *_: click.echo(f"measured {task.environment}", err=True))
-            return workshop.evidence
-    except (NotOursError, OSError) as problem:
-        raise CannotSayError(str(problem)) from problem
+    return [Task(environment, tuple(dict.fromkeys(ids))) for environment, ids in todo.items()]

@@ -45,6 +45,7 @@ class Cell:
         evidence: What the probe measured then.
         patched: What it measured with the patch; empty where the tripwire did not ask.
         error: Why there is no answer, in one line.
+        forced: Where the patch does not cover the release and was forced: whether the defect was gone with it.
         seconds: How long the tripwire took.
         date: The day, ISO 8601.
         versions: Of python, torch and nrl-patches then; empty where they are those of the measurement around it.
@@ -57,6 +58,7 @@ class Cell:
     evidence: Mapping[str, float | str | bool] = field(default_factory=dict)
     patched: Mapping[str, float | str | bool] = field(default_factory=dict)
     error: str = ""
+    forced: bool | None = None
     seconds: float = 0.0
     date: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -240,8 +242,8 @@ def _text(measurement: Measurement) -> str:
 
 
 def _fields(cell: Cell) -> dict[str, Any]:
-    fields = dataclasses.asdict(cell)
-    return fields if cell.versions else {name: value for name, value in fields.items() if name != "versions"}
+    empty: Mapping[str, object] = {"versions": {}, "forced": None}
+    return {name: value for name, value in dataclasses.asdict(cell).items() if empty.get(name, cell) != value}
 
 
 def _joined(lines: Any) -> list[str]:

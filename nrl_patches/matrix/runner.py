@@ -189,6 +189,7 @@ class Bench:
             evidence=_rounded(off.get("evidence", {})),
             patched=_rounded(on.get("evidence", {})),
             error=self._in_a_line(error),
+            forced=not on["present"] if verdict == Verdict.UNCOVERED and on.get("present") is not None else None,
             seconds=round(sum(side.get("seconds", 0.0) for side in (off, on)), 1),
             date=today,
         )

@@ -41,8 +41,11 @@ class Bench(Copy):
     def declare(self, affected, **fields):
         self.patch(probe=PROBE.format(log=str(self.log)), affected=affected, **fields)
 
+    def variables(self):
+        return {"UV_DEFAULT_INDEX": self.address, "UV_CACHE_DIR": ""}
+
     def settings(self):
-        return self.environ(UV_DEFAULT_INDEX=self.address, UV_CACHE_DIR="")
+        return self.environ(**self.variables())
 
     def command(self, *args):
         return [sys.executable, "-m", "nrl_patches", "matrix", "--jobs", "2", *args]

@@ -21,7 +21,7 @@ from nrl_patches.errors import DeclarationError
 __all__ = ["HEADINGS", "Build", "Defect", "Fix", "Guard", "Observation", "Patch", "Probe"]
 
 HEADINGS = ("Problem", "Hit by", "Fix", "Remove when")
-"""What the docstring of a patch file must tell, each as ``Heading:`` at the start of a line."""
+"""The headings that the docstring of a patch file must have, each as ``Heading:`` at the start of a line."""
 
 _STRIPPED = sys.flags.optimize > 1
 _BUILTIN_PATCHES = "nrl_patches.patches."
@@ -60,7 +60,7 @@ class Fix:
         build: Takes the callable found there and returns the one that takes its place: a plain function that torch's
             compiler can trace.
         guard: Takes the callable found there; returns None if it is the code that ``build`` was written for, else a
-            sentence that tells the difference.
+            phrase that names the difference.
     """
 
     target: str

@@ -37,7 +37,7 @@ def doctor(
     """Name what would leave a process of a job unpatched. --python, --pid and --import may be given several times.
 
     Looks at this environment and its variables, and imports the targets of the patches that the installed releases
-    need, with the patches, in a subprocess: reports a patch that has drifted or failed, or whose target is gone. With
+    need, with the patches, in a subprocess: reports patches that have drifted or failed, or lack their target. With
     --import, a framework is imported first, then nrl_patches, in another subprocess: reports references that the
     patches cannot reach then, and who else has patched their targets. Says which patches rest on releases that nobody
     has measured, and how old the evidence is.

@@ -58,7 +58,7 @@ class _Releases(_SpecifierType):
 @click.option("--releases", type=_Releases(), help="Only these, such as '>=5.3,<5.8'; needs one DISTRIBUTION.")
 @click.option("--patch", "ids", multiple=True, metavar="ID", help="Only this patch; may be given several times.")
 @click.option("--pre", is_flag=True, help="Measure pre-releases too.")
-@click.option("--again", type=click.Choice(["errors", "all"]), help="Measure anew what is known already.")
+@click.option("--again", type=click.Choice(["errors", "all"]), help="Repeat measurements without an answer, or all.")
 @click.option("--jobs", type=click.IntRange(min=1), help="Releases at a time; by default what the memory allows.")
 @click.option(
     "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire."
@@ -85,7 +85,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
 ) -> None:
     """Measure every patch on every upstream release, and compare that with what the patches declare.
 
-    Installs each release in a folder of its own, beside the torch of this interpreter, runs the tripwires there, and
+    Installs each release in its own folder, on top of this interpreter's torch, runs the tripwires there, and
     writes matrix.json, ranges.svg, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package
     was released with; can be interrupted at any time.
 

@@ -30,7 +30,7 @@ __all__ = ["Activation", "default_activation"]
 
 
 class Activation:
-    """Applies the patches of a registry as their targets are imported, and keeps what became of them.
+    """Applies the patches of a registry as their targets are imported, and keeps their status.
 
     Args:
         registry: The patches.
@@ -84,8 +84,8 @@ class Activation:
     def status(self) -> dict[str, Status]:
         """Return the status of every patch as it is now, by id. Imports nothing.
 
-        A target that was imported past the import hooks (by ``exec_module``, or while somebody had put another list in
-        the place of ``sys.meta_path``) is noticed here at the latest, and its patch applied.
+        A target that was imported past the import hooks (by ``exec_module``, or while ``sys.meta_path`` was
+        replaced) is noticed here at the latest, and its patch applied.
         """
         keep_first()
         self._catch_up()
@@ -171,8 +171,8 @@ class Activation:
     def apply(self, *ids: str) -> None:
         """Apply patches that were undone, now or as soon as their targets are imported, and try again what went wrong.
 
-        A patch that has drifted or failed is tried anew: what stood in its way may have gone. Why one that is named
-        here cannot be applied is said in a warning.
+        A patch that has drifted or failed is retried, since the cause may no longer exist. A warning says why a patch
+        that is named here cannot be applied.
 
         Args:
             ids: The patches; all that were undone, have drifted or failed if none is named. One that a variable
@@ -209,7 +209,7 @@ class Activation:
         """
         try:  # It looks for packages, and so is not done under the lock.
             decision = decide(patch)
-        except Exception as error:  # noqa: BLE001 - whoever stands in sys.meta_path may raise anything
+        except Exception as error:  # noqa: BLE001 - the finders in sys.meta_path may raise anything
             failure = failed(patch, error)
             outcome, record = self._settle(patch, lambda r: give_up(patch, r, failure))
         else:

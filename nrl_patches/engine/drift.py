@@ -42,7 +42,7 @@ def status_of(patch: Patch, record: Record, *, forced: bool) -> Status:
 
 
 def _look(patch_id: str, fix: Fix) -> tuple[str, list[str]]:
-    """Return what took the place of a fix, empty if nothing did, and what a user should know beside that."""
+    """Return what took the place of a fix, empty if nothing did, and notes for the user."""
     slot = slot_of(patch_id, fix)
     notes: list[str] = []
     if slot is not None and slot.intruder is not None:
@@ -55,7 +55,7 @@ def _look(patch_id: str, fix: Fix) -> tuple[str, list[str]]:
         try:
             site = locate(module, fix)
         except MismatchError as mismatch:
-            return f"{fix.target} is gone since: {mismatch.found}", notes
+            return f"{fix.target} no longer exists: {mismatch.found}", notes
         if not _is_in_place(patch_id, slot, site):
             return f"{fix.target} was replaced since by {describe(site.function)}", notes
     if slot is not None and isinstance(slot.site.owner, type):

@@ -101,11 +101,11 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
         The error, with a text to log unless the record has the same state and reason already.
     """
     state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
-    told = (record.state, record.reason) == (state, str(error))
+    known = (record.state, record.reason) == (state, str(error))
     notes = []
     record.done = {fix.target for fix in patch.fixes if slot_of(patch.id, fix) is not None}
     if record.done:
-        notes.append(f"still in place, under somebody else's patch: {', '.join(sorted(record.done))}")
+        notes.append(f"still in place, below a third-party patch: {', '.join(sorted(record.done))}")
     record.state, record.reason = state, str(error)
     if patch.required:
         try:
@@ -114,18 +114,18 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
             notes.append(f"its target could not be blocked: {type(obstacle).__name__}: {obstacle}")
     record.notes = tuple(dict.fromkeys((*record.notes, *notes)))
     level = logging.ERROR if patch.required else logging.WARNING
-    return Outcome(level, "" if told else f"{state}: {error}", error)
+    return Outcome(level, "" if known else f"{state}: {error}", error)
 
 
 def unapplicable(patch: Patch, status: Status) -> Problem:
-    """Return the message that tells why a patch that somebody wants applied is not.
+    """Return the message that says why a requested patch is not applied.
 
     Args:
         patch: The patch.
         status: Its status as it is now: ``disabled``, ``not-affected`` or ``not-installed``.
     """
     if status.state is State.DISABLED:
-        expected, step = "a patch that is not switched off", "take that back, and start the process anew"
+        expected, step = "a patch that is not switched off", "undo that setting, and restart the process"
     elif status.state is State.UNMEASURED:
         expected, step = "a release that was measured", _measure(patch)
     else:

@@ -17,7 +17,7 @@ __all__ = ["RETIRED", "Broken", "Registry", "load", "load_defects"]
 _DefectT = TypeVar("_DefectT", bound=Defect)
 
 RETIRED: Mapping[str, str] = {}
-"""Tombstones: the id of each patch whose file was deleted, and since when and why nobody needs it.
+"""Tombstones: the id of each patch whose file was deleted, and since when and why it is no longer needed.
 
 One that names the variable which switched the patch off lets that explain itself as well.
 """
@@ -41,7 +41,7 @@ class Broken:
     def problem(self) -> Problem:
         """What is wrong, with the file."""
         found = f"that it cannot be loaded: {self.file}: {type(self.error).__name__}: {self.error}"
-        return Problem(self.id, "a patch file", found, "install nrl-patches anew; its other patches are applied")
+        return Problem(self.id, "a patch file", found, "reinstall nrl-patches; its other patches are applied")
 
     def __str__(self) -> str:
         """Return the problem."""

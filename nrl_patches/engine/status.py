@@ -1,4 +1,4 @@
-"""What became of a patch in this process, as a user sees it."""
+"""The status of a patch in this process, as a user sees it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = ["TROUBLE", "Record", "State", "Status"]
 
 
 class State(str, enum.Enum):
-    """What became of a patch, in one word."""
+    """The state of a patch, in one word."""
 
     PENDING = "pending"
     APPLIED = "applied"
@@ -31,13 +31,13 @@ TROUBLE = frozenset({State.UNMEASURED, State.DRIFTED, State.FAILED})
 
 @dataclass(frozen=True)
 class Status:
-    """What became of one patch in this process.
+    """The status of one patch in this process.
 
     Attributes:
         id: The patch.
         state: One word.
         reason: The sentence behind it: which version, which variable, what was found.
-        notes: What a user should know beside it: other parties on the same target, copies out of reach.
+        notes: Notes for the user: third-party patches of the same target, references out of reach.
         traceback: Of the exception, where there was one.
     """
 

@@ -189,7 +189,7 @@ def _fails(environment: str, cell: Cell) -> str:
 
 
 def _unmeasured(patch: Defect, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
-    """The releases that the index has, that matter, and that nobody tried to measure."""
+    """The releases on the index that matter and that were never measured."""
     done = {parse_environment(environment)[axis(patch)] for environment in tried}
     left = [version for version in evidence.finals(axis(patch)) if version not in done]
     declared = declared_finals(patch, axis(patch), left)
@@ -199,12 +199,12 @@ def _unmeasured(patch: Defect, evidence: Evidence, runs: Sequence[Run], tried: s
         others = declared_finals(patch, companion, evidence.finals(companion))
         for version in dict.fromkeys((run.bad[0], run.bad[-1])):
             missing = [v for v in others if name_environment({axis(patch): version, companion: v}) not in tried]
-            found[f"declared beside {axis(patch)} {version}"] = missing
+            found[f"declared together with {axis(patch)} {version}"] = missing
     return [f"{how}, but not measured: {', '.join(map(str, vs))}" for how, vs in found.items() if vs]
 
 
 def _deciding(patch: Defect, evidence: Evidence, runs: Sequence[Run]) -> set[Version]:
-    """The releases on which the ends of a declaration rest: in a run, right beside it, and the newest."""
+    """The releases on which the ends of a declaration rest: in a run, next to it, and the newest."""
     finals = evidence.finals(axis(patch))
     deciding = set(finals[-1:])
     for run in runs:

@@ -2,7 +2,7 @@
 
 The base is the interpreter that runs this, and what it must have is torch. An environment is named by its releases,
 joined by `` & ``: ``"transformers==5.5.0"``, ``"nemo-automodel==0.6.0 & transformers==5.12.1"``. Its folders are made
-by uv, whose one download cache lies beside them, so that files which releases share are on the disk once.
+by uv, with one download cache next to them, so that files shared by releases are on disk once.
 
 This is the one place where upstream's pins are overridden, see :data:`RECIPES`.
 """
@@ -98,7 +98,7 @@ def _listed(file: str) -> Part:
 
 
 VLLM_DEPENDENCIES = _listed("vllm.txt")
-"""What every release of vLLM finds beside it."""
+"""The dependencies of every release of vLLM."""
 
 _VLLM_OLDER = {
     "0.6.5": Part(("compressed-tensors==0.8.0",)),
@@ -117,7 +117,7 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
 """How each distribution is installed: its version to its parts.
 
 - transformers: with all its dependencies in the newest versions that it allows. No pin is overridden.
-- nemo-automodel: alone, with torchao beside it, without which it does not import. Overridden: torch, which 0.3.0 and
+- nemo-automodel: alone, with torchao, without which it does not import. Overridden: torch, which 0.3.0 and
   0.4.0 hold at ``<=2.10.0``, is the base's; transformers is what the environment says. Left out, because loading and
   checkpointing on the CPU never import them: datasets, diffusers, flashoptim, ftfy, imageio-ffmpeg, megatron-fsdp,
   mistral-common, mlflow, opencv, quack-kernels, tiktoken, torchdata, wandb.
@@ -131,7 +131,7 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
 """
 
 KNOWN_GAPS: Mapping[str, str] = {
-    # The edges of a range of transformers are measured beside every nemo-automodel; this one was written for 4.55.
+    # The edges of a range of transformers are measured with every nemo-automodel; this one was written for 4.55.
     "nemo-automodel==0.3.0 & transformers==5.8.1": "its model classes do not import under transformers 5",
     "nemo-automodel==0.3.0 & transformers==5.9.0": "its model classes do not import under transformers 5",
     "nemo-automodel==0.3.0 & transformers==5.24.0": "its model classes do not import under transformers 5",

@@ -175,7 +175,7 @@ class Evidence:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file so that whoever looks sees the old content or the new one, whatever happens meanwhile.
+    """Write a file atomically: a reader sees the old content or the new one, even after a crash.
 
     Args:
         file: The file to create or replace; its folder is created if it is missing.
@@ -200,7 +200,7 @@ def write_whole(file: Path, content: str | bytes) -> None:
 
 def _step(file: Traversable) -> str:
     if not isinstance(file, Path) or file == COMMITTED:
-        return "install nrl-patches anew"
+        return "reinstall nrl-patches"
     cleaning = f"nrl-patches matrix --clean --folder {shlex.quote(str(file.parent))}"
     return f"delete the file, or its whole folder with `{cleaning}`; what only this file held is measured again"
 

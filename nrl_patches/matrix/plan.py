@@ -1,4 +1,4 @@
-"""What to measure: which releases of which distribution, beside which others, and which patches there."""
+"""What to measure: which releases of which distribution, together with which others, and which patches there."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _edges(companion: str, patches: Sequence[Defect], available: Sequence[Versio
 
 
 def _between(patch: Defect, version: Version, releases: Mapping[str, Sequence[Release]]) -> list[str]:
-    """All declared releases of the companion, beside the first and the last release that a patch declares."""
+    """All declared releases of the companion, with the first and the last release that a patch declares."""
     companion = COMPANIONS.get(axis(patch), "")
     declared = declared_finals(patch, axis(patch), [r.version for r in releases[axis(patch)] if not r.remark])
     if companion not in patch.affected.distributions or version not in {*declared[:1], *declared[-1:]}:

@@ -75,7 +75,7 @@ class Bench:
     timeout: float
 
     def measure_all(self, tasks: Sequence[Task], jobs: int, done: Callable[[Task, Measurement], None]) -> None:
-        """Measure several environments at a time, and tell of each in the calling thread when it is done.
+        """Measure several environments at a time, and report each to the calling thread when it is done.
 
         What is left over when the caller is interrupted is not started, and what runs is killed.
 

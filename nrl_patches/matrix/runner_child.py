@@ -1,7 +1,7 @@
 """All tripwires of one release, run in its environment by an interpreter that ``measurement.py`` starts.
 
 Writes the JSON report of ``nrl-patches tripwires`` to a file descriptor. The difference: the sides without a patch are
-forks of one process that has imported the targets, since importing them anew for each patch is what a matrix would
+forks of one process that has imported the targets, since importing them again for each patch is what a matrix would
 spend its time on. A side with a patch stays a process of its own, in which the patch is applied as a user's is.
 """
 
@@ -42,7 +42,7 @@ def main(report_fd: int, timeout: float, ids: list[str]) -> None:
     patches = [known[patch_id] for patch_id in ids]
     signal.alarm(math.ceil(timeout))
     for module in {fix.module for patch in patches for fix in patch.fixes}:
-        # A probe that cannot do without it meets the error again, and tells of it.
+        # A probe that needs it raises the error again.
         with contextlib.suppress(Exception):
             importlib.import_module(module)
     signal.alarm(0)
@@ -97,6 +97,6 @@ def _answer(patch: Defect, writing: int) -> None:
         told: dict[str, object] = {"present": seen.present, "evidence": dict(seen.evidence), "status": "disabled"}
     except BaseException:  # noqa: BLE001 - the fork must end here, whatever a probe raises
         told = {"present": None, "error": traceback.format_exc()[-_TAIL:]}
-    # Far below what a pipe holds, so nobody has to read while this is written.
+    # Far below what a pipe holds, so the write does not block.
     os.write(writing, json.dumps(told).encode())
     os._exit(0)

@@ -40,7 +40,7 @@ _KEPT = "matrix.json"
 
 
 class NotOursError(Exception):
-    """The folder cannot be worked in: another run uses it, or it has somebody else's files in it."""
+    """The folder cannot be worked in: another run uses it, or it has other files in it."""
 
 
 class Workshop:
@@ -78,14 +78,12 @@ class Workshop:
         """Take the folder for this process, and read what the package was released with and what was measured here.
 
         Raises:
-            NotOursError: Another process has it, or it has somebody else's files in it.
+            NotOursError: Another process has it, or it has other files in it.
             ValueError: What was measured cannot be read.
         """
         if not self._is_ours():
             step = "give another --folder"
-            raise NotOursError(
-                self._explain("an empty folder, or one that this command made", "somebody's files", step)
-            )
+            raise NotOursError(self._explain("an empty folder, or one that this command made", "other files", step))
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._lock():
             self.environments.mkdir(exist_ok=True)
@@ -125,7 +123,7 @@ class Workshop:
 
         Args:
             selection: What the user asked for.
-            again: What is measured anew although it is known: what gave no answer, or all.
+            again: What is measured again although it is known: what gave no answer, or all.
 
         Raises:
             IndexProblem: The index does not answer.
@@ -297,7 +295,7 @@ def disk_usage(folder: Path) -> int:
 
 
 def _with_remarks(known: Mapping[str, str], read: Mapping[str, str]) -> dict[str, str]:
-    """Join what two files say of the releases of a distribution; neither tells when it asked the index.
+    """Join what two files say of the releases of a distribution; neither has the time of its query.
 
     Releases do not vanish as a rule, and one that was yanked stays so.
     """

@@ -117,7 +117,7 @@ def in_words(patch: Defect, evidence: Evidence) -> str:
         evidence: What the index had.
     """
     conjunctions = (
-        " beside ".join(_in_words(patch.affected, part, evidence) for part in conjunction)
+        " with ".join(_in_words(patch.affected, part, evidence) for part in conjunction)
         for conjunction in patch.affected.alternatives
     )
     return ", ".join(conjunctions)

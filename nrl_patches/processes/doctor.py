@@ -45,7 +45,7 @@ TIMEOUT = 300
 """Seconds that any process may take that is asked."""
 
 _HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
-"""How the notes begin that leave nobody unpatched: another party was there first, and ours lies on top."""
+"""The prefixes of notes that leave no reference unpatched: a third party was first, and our patch is on top."""
 
 _ASK_INTERPRETER = f"""
 import importlib.metadata, importlib.util, json, os, sys
@@ -82,7 +82,7 @@ class Finding:
         subject: What it is about: a variable, an interpreter, a patch in a process.
         found: What is the matter, as a phrase.
         next_step: What the reader can do now.
-        unpatched: Whether it leaves a process, or somebody in it, without a patch.
+        unpatched: Whether it leaves a process, or references in it, without a patch.
     """
 
     subject: str
@@ -184,7 +184,7 @@ def check_copies(path: Sequence[str]) -> list[Finding]:
     published = {d.version or "nothing" for d in importlib.metadata.distributions(name="nrl-patches", path=list(path))}
     if published - {nrl_patches.__version__}:
         found = f"version {nrl_patches.__version__}, where the metadata says {', '.join(sorted(published))}"
-        findings.append(Finding(str(Path(nrl_patches.__file__).parent), found, "install nrl-patches anew"))
+        findings.append(Finding(str(Path(nrl_patches.__file__).parent), found, "reinstall nrl-patches"))
     return findings
 
 
@@ -236,7 +236,7 @@ def other_environment(environ: Mapping[str, str]) -> str | None:
 
 
 def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
-    """Check what a running process tells of its patches; one that the user has not named may have nothing to tell.
+    """Check the record of a running process; one that the user has not named need not have a record.
 
     Args:
         pid: The process.
@@ -302,7 +302,7 @@ def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Findin
     Args:
         subject: The process.
         rows: The id, the state, the reason and the notes of each patch.
-        step: What to do about a note that leaves somebody unpatched.
+        step: What to do about a note that leaves references unpatched.
 
     Returns:
         One problem per patch that has drifted or failed, and one finding per note.
@@ -321,7 +321,7 @@ def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Findin
 
 
 def lenient(environ: Mapping[str, str], **variables: str) -> dict[str, str]:
-    """Return the variables for a process that is to tell of problems and not to fail at the first one.
+    """Return the variables for a process that must report problems rather than fail at the first one.
 
     Args:
         environ: The variables of this process; ``NRL_PATCHES_STRICT`` is left out.

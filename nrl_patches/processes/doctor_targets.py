@@ -1,4 +1,4 @@
-"""What becomes of the patches of the installed releases, seen by importing their targets in a process of its own."""
+"""The status of the patches of the installed releases, found by importing their targets in a separate process."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def check_targets() -> Looked:
 
 
 def look(report_fd: int, modules: Iterable[str]) -> None:
-    """Import modules with the patches, and tell of each, and in the end what has become of every patch.
+    """Import modules with the patches; report on each, and finally the status of every patch.
 
     Args:
         report_fd: Where that is written, an object in a line.
@@ -126,7 +126,7 @@ def _explain_failure(told: dict[str, Any], ids: Sequence[str]) -> Finding:
         found = f"no such module, although the release is affected, so these are never applied: {', '.join(ids)}"
         return Finding(module, found, f"`nrl-patches tripwires {' '.join(ids)}`")
     # Who cannot import the target cannot use it unpatched either.
-    found = f"that it cannot be imported here, so what becomes of {', '.join(ids)} was not seen: {error}"
+    found = f"that it cannot be imported here, so {', '.join(ids)} could not be checked: {error}"
     return Finding(module, found, f"run `{sys.executable} -c 'import {module}'`", unpatched=False)
 
 

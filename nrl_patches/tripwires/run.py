@@ -114,7 +114,7 @@ def run_tripwire(patch: Defect, *, timeout: float = TIMEOUT, off: Side | None = 
     """Run the probe of a patch without it and, where that says anything, with it, and give the verdict.
 
     Args:
-        patch: The patch; only its id travels to the processes, which load it anew.
+        patch: The patch; only its id is passed to the processes, which load it again.
         timeout: Seconds that one side may take before it is killed.
         off: The side without the patch, where it was run already.
 
@@ -162,7 +162,7 @@ def missing_for(patch: Defect) -> list[str]:
 def run_tripwires(
     patches: Iterable[Defect], *, timeout: float = TIMEOUT, done: Callable[[Tripwire], None] = lambda _: None
 ) -> list[Tripwire]:
-    """Run the tripwires of several patches, one after the other, and tell of each when it is done.
+    """Run the tripwires of several patches, one after the other, and report each when it is done.
 
     Args:
         patches: The patches.

@@ -104,7 +104,7 @@ def test_so_has_one_whose_replacement_has_no_such_method_any_more(counters, fram
     counters.core().Counter = framework("Emptied")
     status = only(activation)
     assert status.state == "drifted"
-    assert "is gone since" in status.reason
+    assert "no longer exists" in status.reason
 
 
 @pytest.mark.parametrize("name", CALLING_OURS)

@@ -199,7 +199,7 @@ class TestForeignWrappers:
         status = only(activation)
         assert status.state == "drifted"
         assert "moved" in status.reason
-        assert status.notes == (f"still in place, under somebody else's patch: {core.__name__}:count",)
+        assert status.notes == (f"still in place, below a third-party patch: {core.__name__}:count",)
 
     def test_one_that_only_names_ours(self, counting):
         activation = counting.activate()

@@ -226,8 +226,8 @@ def test_a_pair_is_measured_beside_every_declared_release_of_the_other_at_both_e
     }
     judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(PAIR, releases=releases))
     assert judgement.objections == (
-        "declared beside front 1, but not measured: 2.0.1",
-        "declared beside front 2, but not measured: 2.0.1",
+        "declared together with front 1, but not measured: 2.0.1",
+        "declared together with front 2, but not measured: 2.0.1",
     )
 
 

@@ -355,7 +355,7 @@ def test_somebody_elses_folder_is_neither_used_nor_cleaned(bench):
     theirs = bench.folder / "theirs"
     (theirs / "report").mkdir(parents=True)
     (theirs / "report" / "thesis.tex").write_text("mine")
-    assert "somebody's files" in bench.matrix("--folder", "theirs").stderr
+    assert "other files" in bench.matrix("--folder", "theirs").stderr
     assert "no made-by-nrl-patches in it" in bench.matrix("--folder", "theirs", "--clean").stderr
     assert (theirs / "report" / "thesis.tex").read_text() == "mine"
     assert {file.name for file in theirs.iterdir()} == {"report"}

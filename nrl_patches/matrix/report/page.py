@@ -1,6 +1,6 @@
 """The matrix as one HTML file: the picture, and below it what was measured for every cell.
 
-It needs nothing beside itself: no script, no font, no style sheet. It is well-formed XML too.
+It needs no other file: no script, no font, no style sheet. It is well-formed XML too.
 """
 
 from __future__ import annotations

@@ -261,7 +261,7 @@ def _draw_line(canvas: Canvas, panel: Panel, shown: range, y: float) -> float:
 
 
 def _broken(name: str) -> list[str]:
-    """Break a name behind underscores, or anywhere if it has none, so that it fits beside the cells."""
+    """Break a name behind underscores, or anywhere if it has none, so that it fits next to the cells."""
     lines = [""]
     for part in re.findall(rf"[^_]{{1,{_NAME - 1}}}_?|_", name):
         if len(lines[-1] + part) > _NAME:

@@ -81,7 +81,10 @@ def test_a_patch_that_the_installed_release_does_not_take(copy, fields, found):
 def test_without_imports_it_says_that_it_has_not_looked(copy):
     copy.patch(guard="lambda original: 'is different'")
     done = copy.run("nrl_patches", "doctor", "--no-imports")
-    assert (done.returncode, done.stdout.splitlines()[1:-1]) == (0, ["No target was imported, as --no-imports asks for."])
+    assert (done.returncode, done.stdout.splitlines()[1:-1]) == (
+        0,
+        ["No target was imported, as --no-imports asks for."],
+    )
 
 
 def test_a_target_whose_module_is_gone_is_never_patched(copy):

@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from nrl_patches.matrix.report.page import page
-from nrl_patches.matrix.report.picture import STYLES, Tile, Panel, draw, to_svg
+from nrl_patches.matrix.report.picture import STYLES, Panel, Tile, draw, to_svg
 
 NASTY = "<script>alert('&\"')</script>"
 RELEASES = ("5.4.0", "5.5.0", "5.5.1", "5.5.2", "5.6.0", "5.7.0", "5.8.0", "5.9.0")

@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from nrl_patches.matrix.report.picture import STYLES, Tile, Panel, css_name, declared_runs, draw, to_png, to_svg
+from nrl_patches.matrix.report.picture import STYLES, Panel, Tile, css_name, declared_runs, draw, to_png, to_svg
 from nrl_patches.tripwires.run import Verdict
 
 BAD = "transformers.gemma4_kv_sharing_needs_cache"

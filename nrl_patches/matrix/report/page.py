@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 
-from nrl_patches.matrix.report.picture import STYLES, Tile, Panel, css_name
+from nrl_patches.matrix.report.picture import STYLES, Panel, Tile, css_name
 
 __all__ = ["page"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nrl_patches.matrix.report.canvas import Canvas
 
-__all__ = ["STYLES", "Tile", "Panel", "Style", "css_name", "declared_runs", "draw", "short_id", "to_png", "to_svg"]
+__all__ = ["STYLES", "Panel", "Style", "Tile", "css_name", "declared_runs", "draw", "short_id", "to_png", "to_svg"]
 
 
 class Style(NamedTuple):

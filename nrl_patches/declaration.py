@@ -27,7 +27,7 @@ _STRIPPED = sys.flags.optimize > 1
 _BUILTIN_PATCHES = "nrl_patches.patches."
 _BUILTIN_DEFECTS = "nrl_patches.defects."
 _TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<qualname>[^\W\d]\w*(\.[^\W\d]\w*)*)")
-_OPT_OUT = re.compile(r"NRL_DISABLE_[A-Z0-9_]+")
+_OPT_OUT = re.compile(r"[A-Z][A-Z0-9_]*_DISABLE_[A-Z0-9_]+")
 
 Build = Callable[[Callable[..., Any]], Callable[..., Any]]
 Guard = Callable[[Callable[..., Any]], "str | None"]
@@ -238,7 +238,8 @@ class Patch(Defect):
 
     Args:
         module: ``__name__`` of the patch file. The id is its path below ``nrl_patches.patches``.
-        opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
+        opt_out: The environment variable (``NRL_DISABLE_…``, of other parties ``<DISTRIBUTION>_DISABLE_…``) that
+            switches off this patch; several patches share one
             only if they are for one defect.
         required: Whether running without it is worse than not running: a target that could not be fixed then raises
             when it is called, rather than computing something wrong.
@@ -254,7 +255,8 @@ class Patch(Defect):
         self.opt_out = opt_out
         self.required = required
         super().__init__(module, **declared)
-        if not _OPT_OUT.fullmatch(opt_out):
+        own = module.startswith(_BUILTIN_PATCHES)
+        if not _OPT_OUT.fullmatch(opt_out) or (own and not opt_out.startswith("NRL_DISABLE_")):
             raise self._error(f"opt_out: needs a variable named NRL_DISABLE_…, not {opt_out!r}")
 
     def fix(self, target: str, *, guard: Guard) -> Callable[[_BuildT], _BuildT]:

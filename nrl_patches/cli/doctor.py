@@ -12,6 +12,7 @@ import click
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.freshness import age, beyond_evidence
 from nrl_patches.processes import doctor as checks
+from nrl_patches.processes.doctor_overlaps import check_overlaps
 from nrl_patches.processes.doctor_targets import check_targets
 from nrl_patches.processes.inspection import descendants
 
@@ -62,6 +63,7 @@ def doctor(
         *(finding for pid in pids for finding in checks.check_pid(pid)),
         *(finding for pid in offspring for finding in checks.check_pid(pid, named=False)),
         *checks.check_import(modules),
+        *check_overlaps(),
     ]
     looked = None if no_imports else check_targets()
     findings += looked.findings if looked else []

@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from nrl_patches.contributed import VARIABLE
 from nrl_patches.declaration import Defect
+from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
@@ -193,7 +195,12 @@ def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: flo
     Returns:
         What the probe saw; ``present`` is None where it gave no answer, and ``error`` says why.
     """
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
+    opt_outs = {patch.opt_out for patch in default_activation().registry}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name == VARIABLE or not (name.startswith(("NRL_PATCHES", "NRL_DISABLE_")) or name in opt_outs)
+    }
     environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
     environ |= {"NRL_PATCHES_FORCE": patch_id} if forced else {}
     with tempfile.TemporaryFile() as report:

@@ -116,6 +116,8 @@ class Defect:
         self.module = module
         self.id = module.removeprefix(_BUILTIN_PATCHES).removeprefix(_BUILTIN_DEFECTS)
         self.upstream = tuple(upstream)
+        self.home = ""
+        """The package of another party that the file belongs to; empty for this one's own. Set by the registry."""
         self.advice = advice
         self.relies_on = tuple(relies_on)
         self.victims = dict(victims or {})

@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age, beyond_evidence
 from nrl_patches.processes import doctor as checks
 from nrl_patches.processes.doctor_overlaps import check_overlaps
@@ -67,7 +67,7 @@ def doctor(
     ]
     looked = None if no_imports else check_targets()
     findings += looked.findings if looked else []
-    evidence = Evidence.read(COMMITTED)
+    evidence = Evidence.released()
     findings += beyond_evidence(evidence)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))

@@ -180,15 +180,15 @@ def _load(module: str, file: str, package: str, name: str, kind: type[_DefectT],
     try:
         found = _declared(importlib.import_module(module), name, kind)
         if owner:
-            _adopt(found, patch_id, owner)
+            _adopt(found, patch_id, owner, package)
     except Exception as error:  # noqa: BLE001 - whatever a file raises, the others must still load
         return Broken(patch_id, file, error)
     return found
 
 
-def _adopt(patch: Defect, patch_id: str, owner: str) -> None:
+def _adopt(patch: Defect, patch_id: str, owner: str, package: str) -> None:
     """Give a patch of another party the id that it has here."""
-    patch.id = patch_id
+    patch.id, patch.home = patch_id, package
     prefix = f"{owner.upper()}_DISABLE_"
     if isinstance(patch, Patch) and not patch.opt_out.startswith(prefix):
         raise DeclarationError(f"{patch.module}: opt_out: needs a variable named {prefix}…, not {patch.opt_out!r}")

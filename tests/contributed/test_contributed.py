@@ -1,5 +1,6 @@
 """Patches of other parties: a distribution that contributes some, and a package that is registered from code."""
 
+import json
 import shutil
 import zipfile
 from pathlib import Path
@@ -175,3 +176,22 @@ def test_metadata_is_read_as_it_lies(tmp_path):
         archive.writestr("a.py", "")
     assert contributions([str(tmp_path / "archive.zip")]) == []
     assert owner_of("NeMo-RL") == "nemo_rl"
+
+
+def test_it_has_evidence_of_its_own(acme):
+    """A release beyond the newest measured one is recognised by what Acme has kept of its code."""
+    file = acme.folder / "acme_patches" / "standin" / "off_by_one.py"
+    file.write_text(file.read_text().replace('affected="standin<2"', 'affected="standin>=0.5,<=0.9"'))
+    status = f"import nrl_patches, standin.core\nprint(nrl_patches.status()[{ID!r}].state)"
+    assert acme.run_code(status) == "unmeasured"
+    code = "from nrl_patches.engine.upstream_code import digest\nprint(digest('standin.core:count'))"
+    kept = {
+        "schema": 1,
+        "releases": {},
+        "measurements": {},
+        "code": {"standin.core:count": {"0.9": acme.run_code(code)}},
+    }
+    acme.write("acme_patches/matrix.json", json.dumps(kept))
+    assert acme.run_code(status) == "applied"
+    assert "the code is that of 0.9" in command(acme, "status").stdout
+    assert command(acme, "explain", ID).returncode == 0

@@ -36,10 +36,13 @@ def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
     """Build the loader that takes either name."""
 
     def load_by_either_name(*args: Any, **kwargs: Any) -> Any:
-        # One dtype for each part of the model, as transformers allows, is nothing that `torch_dtype` understands.
+        import torch
+
         if kwargs.get("dtype") is None:
             kwargs.pop("dtype", None)
-        elif not isinstance(kwargs["dtype"], dict):
+        # Anything else, such as one dtype for each part of the model, stays with transformers, which takes or refuses
+        # it: as `torch_dtype`, 0.6.0 would silently load bfloat16.
+        elif isinstance(kwargs["dtype"], (str, torch.dtype)):
             kwargs["torch_dtype"] = kwargs.pop("dtype")
         return load(*args, **kwargs)
 

@@ -61,7 +61,7 @@ def _as_dtype(asked: Any) -> Any:
 
     if asked in (None, "auto") or isinstance(asked, dict):  # One for each part of the model: nothing to compare with.
         return None
-    with contextlib.suppress(KeyError):  # What Automodel cannot read is refused by whoever uses it.
+    with contextlib.suppress(KeyError, AttributeError):  # What Automodel cannot read is refused by whoever uses it.
         return dtype_from_str(asked)
     return None
 

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Patch, objection_unless
 from nrl_patches.declaration import Guard
-from nrl_patches.errors import Problem
+from nrl_patches.engine.log import tell
+from nrl_patches.errors import FailedError, Problem
+from nrl_patches.hosts.door import is_strict
 from nrl_patches.patches._shared.kv_projections import note_idle_projections
 
 if TYPE_CHECKING:
@@ -35,11 +37,13 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
 
     Attributes:
         fetched: What a donor has asked for. If more of it arrives, and no other backward pass asks again, it was lost.
+        told: Whether that was told.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched: set[tuple[Any, int]] = set()
+        self.told = False
 
     def carry(self, slot: tuple[Any, int], leaf: torch.Tensor) -> None:
         """Take over the gradient that has arrived at what a reader was given."""
@@ -52,18 +56,35 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
         carried = self.pop(slot, None)
         return None if carried is None else gradient + carried.to(gradient.device)
 
-    def __del__(self) -> None:
-        """Tell of what came too late: all that anybody would see of it is a gradient that is somewhat wrong."""
+    def watch(self, output: torch.Tensor) -> None:
+        """Have each backward pass that begins at the model's output look at its end for what came too late.
+
+        All that anybody would see of it is a gradient that is somewhat wrong, so it is told before an optimizer's step.
+        """
+        output.register_hook(self._watch_pass)
+
+    def _watch_pass(self, _: torch.Tensor) -> None:
+        import torch
+
+        torch.autograd.Variable._execution_engine.queue_callback(self._tell_lost)
+
+    def _tell_lost(self, *, may_raise: bool = True) -> None:
         lost = sorted({str(donor) for donor, index in self if (donor, index) in self.fetched})
-        if lost:
-            logging.getLogger("nrl_patches").warning(
-                Problem(
-                    "KV-shared layers under reentrant checkpointing",
-                    expected="the layers that share keys and values to be differentiated before those that own them",
-                    found=f"a gradient for the keys and values of {', '.join(lost)} that came afterwards, and is lost",
-                    next_step='use gradient_checkpointing_kwargs={"use_reentrant": False}',
-                )
+        if lost and not self.told:
+            self.told = True
+            problem = Problem(
+                "KV-shared layers under reentrant checkpointing",
+                expected="the layers that share keys and values to be differentiated before those that own them",
+                found=f"a gradient for the keys and values of {', '.join(lost)} that came afterwards, and is lost",
+                next_step='use gradient_checkpointing_kwargs={"use_reentrant": False}',
             )
+            if may_raise and is_strict():
+                raise FailedError(str(problem))
+            tell(logging.WARNING, problem)
+
+    def __del__(self) -> None:
+        """Tell of it where a backward pass began elsewhere."""
+        self._tell_lost(may_raise=False)
 
 
 class SharedStates:
@@ -144,6 +165,11 @@ class SharedStates:
                 self.states[donor] = keys, values
         return self
 
+    def watch(self, output: torch.Tensor) -> None:
+        """Have the backward passes of the model's output tell which gradients came too late."""
+        if output.requires_grad:
+            self._carried().watch(output)
+
     def _leaves(self, donor: Any, states: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         carried, leaves = self._carried(), []
         for index, state in enumerate(states):
@@ -201,6 +227,8 @@ def hand_down_states(forward: Callable[..., Any]) -> Callable[..., Any]:
         carrier = kwargs[CARRIER] = SharedStates(visible, traced=traced)
         output = forward(self, *args, **kwargs)
         carrier.forwarded = True
+        if carrier.reentrant:
+            _outside_of_graphs(carrier.watch, output[0])
         if visible is not None:
             visible.update(carrier.states)
         return output

@@ -1,7 +1,7 @@
 """Workarounds for defects of the releases that an RL post-training stack is built on, applied where they are needed.
 
 ``import nrl_patches`` is all that a program needs: each patch waits for the module that it repairs and is applied if
-the installed release has the defect. README.md tells how to ask what was applied and how to switch patches off.
+the installed release has the defect. README.md describes how to query what was applied and how to switch patches off.
 
 The import itself loads next to nothing, see :mod:`nrl_patches.front_door`; the names below are looked up when they are
 first used.
@@ -11,10 +11,9 @@ from nrl_patches import front_door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nrl_patches.declaration import Observation, Patch
+    from nrl_patches.declaration import Defect, Observation, Patch
     from nrl_patches.engine.activation import Activation
     from nrl_patches.engine.status import State, Status
-    from nrl_patches.engine.targets import objection_unless
     from nrl_patches.errors import (
         DeclarationError,
         DriftedError,
@@ -23,7 +22,9 @@ if TYPE_CHECKING:
         RequiredPatchError,
         SettingsError,
         UndoError,
+        UnmeasuredError,
     )
+    from nrl_patches.guards import mismatch
 
     _activation: Activation = front_door.activation()
     apply = _activation.apply
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "DeclarationError",
+    "Defect",
     "DriftedError",
     "FailedError",
     "Observation",
@@ -42,10 +44,11 @@ __all__ = [
     "State",
     "Status",
     "UndoError",
+    "UnmeasuredError",
     "__version__",
     "activated_by",
     "apply",
-    "objection_unless",
+    "mismatch",
     "status",
     "undo",
 ]
@@ -53,11 +56,12 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Defect": "declaration",
     "Observation": "declaration",
     "Patch": "declaration",
     "State": "engine.status",
     "Status": "engine.status",
-    "objection_unless": "engine.targets",
+    "mismatch": "guards",
 }
 """Where the public names are defined, all others in ``errors``."""
 
@@ -79,7 +83,7 @@ def __getattr__(name: str) -> object:
 
 
 def __dir__() -> list[str]:
-    """Name what there is, looked up already or not."""
+    """List the public names, whether they were looked up already or not."""
     return sorted({*globals(), *__all__})
 
 

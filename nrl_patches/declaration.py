@@ -1,4 +1,4 @@
-"""How a patch file declares its patch."""
+"""How a patch file declares its patch, and how a defect is declared that no patch repairs."""
 
 from __future__ import annotations
 
@@ -11,19 +11,21 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 from nrl_patches.engine.affected import Affected
 from nrl_patches.engine.distributions import import_package
+from nrl_patches.engine.upstream_code import PLACE
 from nrl_patches.errors import DeclarationError
 
-__all__ = ["HEADINGS", "Build", "Fix", "Guard", "Observation", "Patch", "Probe"]
+__all__ = ["HEADINGS", "Build", "Defect", "Fix", "Guard", "Observation", "Patch", "Probe"]
 
 HEADINGS = ("Problem", "Hit by", "Fix", "Remove when")
 """What the docstring of a patch file must tell, each as ``Heading:`` at the start of a line."""
 
 _STRIPPED = sys.flags.optimize > 1
 _BUILTIN_PATCHES = "nrl_patches.patches."
+_BUILTIN_DEFECTS = "nrl_patches.defects."
 _TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<qualname>[^\W\d]\w*(\.[^\W\d]\w*)*)")
 _OPT_OUT = re.compile(r"NRL_DISABLE_[A-Z0-9_]+")
 
@@ -76,37 +78,48 @@ class Fix:
         return self.target.partition(":")[2]
 
 
-class Patch:
-    """One workaround for one upstream defect. A patch file creates exactly one, under the name ``patch``.
+class Defect:
+    """One upstream defect that this package knows. A file in ``nrl_patches/defects`` creates one, named ``defect``.
 
     Args:
-        module: ``__name__`` of the patch file. The id is its path below ``nrl_patches.patches``.
+        module: ``__name__`` of the file. The id is its path below ``nrl_patches.defects``.
         affected: The releases in which the probe saw the defect, and no others; see :mod:`nrl_patches.engine.affected`.
+            Where it was looked for and is nowhere, a range without a release: ``vllm<0``.
         upstream: Links to the upstream issues and pull requests, most important first.
-        opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
-            only if they are for one defect.
-        required: Whether running without it is worse than not running: a target that could not be fixed then raises
-            when it is called, rather than computing something wrong.
+        advice: What a user should do, as a sentence.
+        relies_on: Places in the code of the distributions that decide whether the defect is there; see
+            :mod:`nrl_patches.engine.upstream_code` for their form. A release that nobody has measured is taken for the
+            last measured one if these are what they were there.
+        victims: Who meets the defect, and in which releases, in the form of ``affected``; where it lies in a mechanism
+            that not everybody meets who has an affected release.
+        measured: Whether a probe established the range; if not, it is upstream's word.
 
     Raises:
         DeclarationError: A field is missing, unknown or malformed; the message names the file.
     """
 
-    def __init__(
+    headings: ClassVar[tuple[str, ...]] = ("Problem", "Hit by", "Advice", "Remove when")
+    """What the docstring of the file must tell, each as ``Heading:`` at the start of a line."""
+
+    def __init__(  # noqa: PLR0913 - one parameter per field
         self,
         module: str,
         *,
         affected: str | Sequence[str] = (),
         upstream: Sequence[str] = (),
-        opt_out: str = "",
-        required: bool = False,
+        advice: str = "",
+        relies_on: Sequence[str] = (),
+        victims: Mapping[str, str | Sequence[str]] | None = None,
+        measured: bool = True,
         **unknown: object,
     ) -> None:
         self.module = module
-        self.id = module.removeprefix(_BUILTIN_PATCHES)
+        self.id = module.removeprefix(_BUILTIN_PATCHES).removeprefix(_BUILTIN_DEFECTS)
         self.upstream = tuple(upstream)
-        self.opt_out = opt_out
-        self.required = required
+        self.advice = advice
+        self.relies_on = tuple(relies_on)
+        self.victims = dict(victims or {})
+        self.measured = measured
         self.fixes: tuple[Fix, ...] = ()
         self._probe: Probe | None = None
         if unknown:
@@ -115,47 +128,57 @@ class Patch:
             self.affected = Affected(affected)
         except ValueError as error:
             raise self._error(f"affected: {error}") from error
+        try:
+            for releases in self.victims.values():
+                Affected(releases)
+        except ValueError as error:
+            raise self._error(f"victims: {error}") from error
         if isinstance(upstream, str) or not self.upstream or not all(u.startswith("https://") for u in self.upstream):
             raise self._error("upstream: needs at least one https link to the issue or pull request")
-        if not _OPT_OUT.fullmatch(opt_out):
-            raise self._error(f"opt_out: needs a variable named NRL_DISABLE_…, not {opt_out!r}")
+        strange = [place for place in self.relies_on if not PLACE.fullmatch(place) or not self._is_about(place)]
+        if isinstance(relies_on, str) or strange:
+            raise self._error(f"relies_on: needs module:qualname of a distribution in affected, not {relies_on!r}")
 
     def __repr__(self) -> str:
         """Return the id in the form in which it is searched for."""
-        return f"<Patch {self.id}>"
-
-    def fix(self, target: str, *, guard: Guard) -> Callable[[_BuildT], _BuildT]:
-        """Declare the decorated function as the build of a :class:`Fix`.
-
-        Args:
-            target: See :class:`Fix`.
-            guard: See :class:`Fix`.
-        """
-        if not _TARGET.fullmatch(target):
-            raise self._error(f"fix: target needs the form module:qualname, not {target!r}")
-        packages = {import_package(name) for name in self.affected.distributions}
-        if target.partition(":")[0].partition(".")[0] not in packages:
-            raise self._error(f"fix: {target!r} belongs to none of the distributions in affected")
-        if target in {fix.target for fix in self.fixes}:
-            raise self._error(f"fix: {target!r} has two fixes")
-
-        def declare(build: _BuildT) -> _BuildT:
-            self.fixes = (*self.fixes, Fix(target, build, guard))
-            return build
-
-        return declare
+        return f"<{type(self).__name__} {self.id}>"
 
     def probe(self, function: _ProbeT) -> _ProbeT:
-        """Declare the decorated function as the probe: it returns what it saw of the defect, by behaviour."""
+        """Declare the decorated function as the probe: it returns what it saw of the defect, by behaviour.
+
+        Args:
+            function: Called without arguments, in a process that has no patch or this one only. It imports and runs
+                upstream's code, needs no network and no accelerator, and takes seconds.
+
+        Returns:
+            The function as it is.
+
+        Raises:
+            DeclarationError: The patch has a probe already.
+        """
         if self._probe is not None:
             raise self._error("probe: has two")
         self._probe = function
         return function
 
+    @property
+    def has_probe(self) -> bool:
+        """Whether there is a probe; a patch always has one."""
+        return self._probe is not None
+
     def observe(self) -> Observation:
         """Run the probe in this process, as it is now, and return what it saw.
 
         A release without the modules of the targets cannot have the defect, so there the probe is not run.
+
+        Returns:
+            What the probe returned. If none of the targets' modules exists, an observation without the defect, whose
+            evidence names the first of them as ``absent``.
+
+        Raises:
+            DeclarationError: There is no probe, or it returned something else than an :class:`Observation`.
+            ModuleNotFoundError: A distribution of a target is not installed.
+            Exception: Whatever the probe raises.
         """
         if self._probe is None:
             raise self._error("probe: has none")
@@ -168,8 +191,13 @@ class Patch:
         return seen
 
     @property
+    def places(self) -> tuple[str, ...]:
+        """The targets and what the patch relies on beside them, each once."""
+        return tuple(dict.fromkeys([*(fix.target for fix in self.fixes), *self.relies_on]))
+
+    @property
     def doc(self) -> str:
-        """The docstring of the patch file."""
+        """The docstring of the file."""
         return inspect.cleandoc(_docstring(sys.modules.get(self.module)))
 
     @property
@@ -178,24 +206,95 @@ class Patch:
         return self.doc.partition("\n")[0]
 
     def check(self) -> None:
-        """Check what is only known when the patch file has been executed.
+        """Check what is only known when the file has been executed.
 
         Raises:
-            DeclarationError: No fix, no probe, or a docstring without one of the :data:`HEADINGS`. Where Python strips
-                docstrings (``-OO``) nobody writes patches, and theirs are not looked for.
+            DeclarationError: No probe though the range was measured, no advice, or a docstring without one of the
+                :attr:`headings`. Where Python strips docstrings (``-OO``) nobody writes declarations, and theirs are
+                not looked for.
         """
-        if not self.fixes:
-            raise self._error("fix: has none")
-        if self._probe is None:
+        if self._probe is None and self.measured:
             raise self._error("probe: has none")
-        headings = () if _STRIPPED else HEADINGS
-        missing = [h for h in headings if not re.search(rf"^{h}: \S", self.doc, re.MULTILINE)]
-        if missing:
+        if not self.advice:
+            raise self._error("advice: has none")
+        self._check_headings()
+
+    def _check_headings(self) -> None:
+        missing = [h for h in self.headings if not re.search(rf"^{h}: \S", self.doc, re.MULTILINE)]
+        if missing and not _STRIPPED:
             raise self._error(f"docstring: lacks {', '.join(missing)}")
+
+    def _is_about(self, place: str) -> bool:
+        package = place.partition(":")[0].partition(".")[0]
+        return package in {import_package(name) for name in self.affected.distributions}
 
     def _error(self, what: str) -> DeclarationError:
         file = getattr(sys.modules.get(self.module), "__file__", None) or self.module
         return DeclarationError(f"{file}: {what}")
+
+
+class Patch(Defect):
+    """One workaround for one upstream defect. A patch file creates exactly one, under the name ``patch``.
+
+    Args:
+        module: ``__name__`` of the patch file. The id is its path below ``nrl_patches.patches``.
+        opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
+            only if they are for one defect.
+        required: Whether running without it is worse than not running: a target that could not be fixed then raises
+            when it is called, rather than computing something wrong.
+        declared: The fields of :class:`Defect`; ``affected`` names releases here.
+
+    Raises:
+        DeclarationError: A field is missing, unknown or malformed; the message names the file.
+    """
+
+    headings: ClassVar[tuple[str, ...]] = HEADINGS
+
+    def __init__(self, module: str, *, opt_out: str = "", required: bool = False, **declared: Any) -> None:
+        self.opt_out = opt_out
+        self.required = required
+        super().__init__(module, **declared)
+        if not _OPT_OUT.fullmatch(opt_out):
+            raise self._error(f"opt_out: needs a variable named NRL_DISABLE_…, not {opt_out!r}")
+
+    def fix(self, target: str, *, guard: Guard) -> Callable[[_BuildT], _BuildT]:
+        """Declare the decorated function as the build of a :class:`Fix`.
+
+        Args:
+            target: See :class:`Fix`.
+            guard: See :class:`Fix`.
+
+        Returns:
+            A decorator that declares a build and returns it as it is.
+
+        Raises:
+            DeclarationError: The target has not the form ``module:qualname``, belongs to none of the distributions in
+                ``affected``, or has a fix already.
+        """
+        if not _TARGET.fullmatch(target):
+            raise self._error(f"fix: target needs the form module:qualname, not {target!r}")
+        if not self._is_about(target):
+            raise self._error(f"fix: {target!r} belongs to none of the distributions in affected")
+        if target in {fix.target for fix in self.fixes}:
+            raise self._error(f"fix: {target!r} has two fixes")
+
+        def declare(build: _BuildT) -> _BuildT:
+            self.fixes = (*self.fixes, Fix(target, build, guard))
+            return build
+
+        return declare
+
+    def check(self) -> None:
+        """Check what is only known when the patch file has been executed.
+
+        Raises:
+            DeclarationError: No fix, no probe, or a docstring without one of the :data:`HEADINGS`.
+        """
+        if not self.fixes:
+            raise self._error("fix: has none")
+        if not self.has_probe:
+            raise self._error("probe: has none")
+        self._check_headings()
 
 
 def _docstring(module: ModuleType | None) -> str:

@@ -1,4 +1,4 @@
-"""Every exception that nrl_patches raises, and the one sentence shape that its messages have."""
+"""Every exception that nrl_patches raises, and the form of its messages."""
 
 from __future__ import annotations
 
@@ -13,23 +13,24 @@ __all__ = [
     "RequiredPatchError",
     "SettingsError",
     "UndoError",
+    "UnmeasuredError",
 ]
 
 
 class PatchError(RuntimeError):
     """Base of all errors of this package.
 
-    Deliberately no ImportError: hosts wrap their optional imports in ``try: … except ImportError``,
-    and an error that strict mode was asked for must not vanish there.
+    Deliberately not an ImportError: hosts wrap optional imports in ``try: … except ImportError``, which must not
+    swallow an error of strict mode.
     """
 
 
 class DeclarationError(PatchError):
-    """A patch file declares something that cannot be right; the message names the file."""
+    """A patch file has an invalid declaration; the message names the file."""
 
 
 class SettingsError(PatchError):
-    """An environment variable holds a value that cannot be used (raised under strict mode only)."""
+    """An environment variable has an invalid value (raised under strict mode only)."""
 
 
 class DriftedError(PatchError):
@@ -45,12 +46,16 @@ class RequiredPatchError(PatchError):
 
 
 class UndoError(PatchError):
-    """A patch cannot be undone, for example because another party has patched on top of it."""
+    """A patch cannot be undone, for example because a third party has patched on top of it."""
+
+
+class UnmeasuredError(PatchError):
+    """Nobody has measured whether this release has the defect (raised under strict mode only)."""
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What every warning and error of this package says.
+    """The content of every warning and error of this package.
 
     Attributes:
         subject: What it is about: a patch id, an environment variable, a file.

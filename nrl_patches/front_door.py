@@ -1,8 +1,8 @@
-"""What ``import nrl_patches`` does at once: it waits, at the price of a few modules, until the engine is needed.
+"""What ``import nrl_patches`` does immediately: it imports a few modules, and waits until the engine is needed.
 
-The engine, wrapt and packaging are loaded when a package with a target is looked for, when ``multiprocessing`` spawns a
-child, and when somebody asks for a status. They are loaded at once where such a package is loaded already, and where a
-variable asks for something: then what is wrong with it is said at the import, and under strict mode raised there.
+The engine, wrapt and packaging are loaded when a package with a target is searched for, when ``multiprocessing`` spawns
+a child, and when a status is requested. They are loaded immediately if such a package is already loaded, or if one of
+this package's variables is set: an invalid value is then reported at the import, and raised there under strict mode.
 
 Imports nothing beyond what an interpreter has loaded at its start, ``__future__`` included: each module takes half a
 millisecond.
@@ -32,7 +32,7 @@ _RECORD = '{{"change":1,"pid":{},"version":"{}",{}"activated_by":"{}","waits":"{
 
 
 class _Door:
-    """The state of the door: closed, until the engine is there."""
+    """The state of this module: waiting, until the engine is loaded."""
 
     def __init__(self) -> None:
         self.lock = RLock()
@@ -135,10 +135,10 @@ def cover(spawn: "ModuleType") -> None:
 
 
 class _Finder:
-    """Loads the engine at the first search for a package with a target."""
+    """Loads the engine at the first search for a package that has a target."""
 
     def find_spec(self, name: str, path: "Any" = None, target: "ModuleType | None" = None) -> "Any":
-        """Return what the engine's own finder finds; None for everything that is none of its business."""
+        """Return what the engine's own finder finds; None for modules that do not concern it."""
         if name == SPAWN:
             return _observed(name, path, target)
         if name.partition(".")[0] not in _door.packages or not _is_open():
@@ -186,7 +186,7 @@ def _observed(name: str, path: "Any", target: "ModuleType | None") -> "Any":
 
 
 def _is_open() -> bool:
-    """Whether the engine is there; it is loaded if not. In an import of the host's, where strict mode alone raises."""
+    """Load the engine during an import of the host, and return whether that worked; only strict mode raises."""
     try:
         activation()
     except Exception as error:
@@ -219,8 +219,8 @@ def _leave_current_directory() -> None:
     """Take the current directory off the path where ``python -m nrl_patches`` has put it there.
 
     ``python -m`` looks for modules there first, and in a checkout of transformers that would be the transformers that
-    the command tells about. What Python itself imports to find us is out of reach: the installed ``nrl-patches``, and
-    ``python -P -m nrl_patches`` from 3.11 on, look nowhere but where they should.
+    the command reports on. What Python itself imports before it finds this package is out of reach; the installed
+    ``nrl-patches`` and, from 3.11 on, ``python -P -m nrl_patches`` do not search the current directory at all.
     """
     # While Python is looking for the module that it has been told to run, sys.argv begins with "-m".
     named = sys.orig_argv[-len(sys.argv) :][:1] if sys.argv[:1] == ["-m"] else []
@@ -230,7 +230,7 @@ def _leave_current_directory() -> None:
 
 
 def _files() -> tuple[int, int] | None:
-    """Tell this file from what an upgrade puts in its place while a process waits."""
+    """Identify this file, to notice an upgrade that replaces it while the process waits."""
     try:
         seen = os.stat(__file__)  # noqa: PTH116 - pathlib takes 4 ms
     except OSError:
@@ -239,14 +239,14 @@ def _files() -> tuple[int, int] | None:
 
 
 def _write_record() -> None:
-    said = f"waits for the import of a package with a target: {', '.join(sorted(_door.packages))}"
+    waits = f"waits for the import of a package with a target: {', '.join(sorted(_door.packages))}"
     path = vars(sys.modules["_nrl_patches_process"])["path"]
     try:
         folder = __file__.rpartition(os.sep)[0]
-        # What would have to be escaped is left out: json takes as long to import as everything here.
+        # A path that needs escaping is left out: importing json takes as long as everything here.
         plain = folder.isascii() and folder.isprintable() and not {'"', "\\"} & {*folder}
         package = f'"package":"{folder}",' if plain else ""
-        text = _RECORD.format(os.getpid(), _door.version, package, path, said)
+        text = _RECORD.format(os.getpid(), _door.version, package, path, waits)
         _door.record = door.write_record(text)
         _door.identity = os.fstat(_door.record)[1:3]
     except (OSError, AttributeError, ImportError):  # There are no files in memory here.
@@ -254,7 +254,7 @@ def _write_record() -> None:
 
 
 def _forget_record() -> None:
-    try:  # Daemons close every file descriptor they find, and the number may be somebody else's file by now.
+    try:  # Daemons close every file descriptor they find, and the number may have been reused.
         if _door.record >= 0 and os.fstat(_door.record)[1:3] == _door.identity:
             os.close(_door.record)
     except OSError:

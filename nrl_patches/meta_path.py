@@ -1,4 +1,4 @@
-"""``sys.meta_path``, with finders that are asked first whatever others do to the list. Imports next to nothing."""
+"""``sys.meta_path`` with finders that the import system always calls first. Imports almost nothing."""
 
 import sys
 
@@ -15,9 +15,9 @@ _KEPT_FIRST = "_nrl_patches_finders"  # On the list itself, where a second copy 
 class _MetaPath(list):  # type: ignore[type-arg]
     """``sys.meta_path`` as a list like any other, which the import system iterates from the kept finders on.
 
-    Others put their finders in front of ours at any time, typeguard for one, and theirs answer before ours is asked.
-    Ours then must be first without moving: who inserts at 0 pops at 0 later. So the order in the list is everybody's
-    own affair, and only the iteration, which is all that the import system does, begins with those that are kept first.
+    Other packages, such as typeguard, insert their finders in front of ours at any time, and those answer first. Ours
+    must then come first without moving in the list: whoever inserts at 0 pops at 0 later. So the order of the list is
+    left alone, and only the iteration, which is all that the import system does, begins with the finders kept first.
     """
 
     def __init__(self, finders: "list[Any]", first: object) -> None:
@@ -33,13 +33,13 @@ class _MetaPath(list):  # type: ignore[type-arg]
 
 
 def put_first(finder: object) -> bool:
-    """Let the import system ask a finder before all others, whatever others do to ``sys.meta_path``.
+    """Let the import system call a finder before all others, whatever happens to ``sys.meta_path``.
 
     Args:
         finder: The finder.
 
     Returns:
-        Whether it was otherwise: for the first time, or since somebody put another list in the place of this one.
+        True if it was not first before: at the first call, or after ``sys.meta_path`` was replaced.
     """
     # Without a lock: this runs in imports, and those run wherever the garbage collector calls a finalizer.
     there: Any = sys.meta_path
@@ -57,11 +57,11 @@ def put_first(finder: object) -> bool:
 
 
 def take_away(finder: object, heir: object = None) -> None:
-    """Let the import system no longer ask a finder.
+    """Remove a finder from ``sys.meta_path``.
 
     Args:
         finder: The finder.
-        heir: One that takes its place, if it is among those that are asked first: before another copy's, or after it.
+        heir: A finder, already in the list, that takes its place among those that are called first.
     """
     there: Any = sys.meta_path
     for listed in (getattr(there, _KEPT_FIRST, None), there):

@@ -1,10 +1,10 @@
 """What a Ray driver passes to ``ray.init``, so that the workers of its job are patched like the driver itself.
 
-A Ray worker is forked from nothing that the driver imported, so each must bring nrl_patches in by itself. Ray has one
-place for that, the setup hook, which runs in every worker of a job before the first task or actor does. ``ray.init``
+A Ray worker does not inherit what the driver has imported, so each must import nrl_patches itself. Ray has one place
+for that, the setup hook, which runs in every worker of a job before its first task or actor. ``ray.init``
 turns the public field for it, ``worker_process_setup_hook``, into an environment variable, and leaves both to the
 workers. A worker that hands its own runtime environment to a ``ray.init`` of its children, as vLLM's Ray executor does,
-is refused for that by Ray before 2.55, and where the two disagree by later releases. So we set the variable alone.
+is rejected for that by Ray before 2.55, and by later releases if the two differ. So we set only the variable.
 
 This module does not import Ray; :func:`runtime_env` does.
 """
@@ -35,14 +35,14 @@ _FUNCTION = "ray_runtime_env_func::"
 def runtime_env(base: Mapping[str, Any] | None = None) -> dict[str, Any]:
     """Return the runtime environment of a job whose workers are patched.
 
-    ``ray.init(runtime_env=nrl_patches.ray.runtime_env())`` is all that a driver needs. The variables by which this
-    process was told what to apply are passed on to the workers, wherever in the cluster they start. A worker's child
-    that calls ``ray.init`` is the driver of a job of its own, and what it passes there counts for that job's workers:
-    nothing, the environment of the worker that it comes from, or what this function returns.
+    ``ray.init(runtime_env=nrl_patches.ray.runtime_env())`` is all that a driver needs. The variables of this
+    process that select patches are passed on to the workers, wherever in the cluster they start. A worker's child
+    that calls ``ray.init`` is the driver of another job, whose workers get what that call passes: nothing, the
+    environment of the worker that it comes from, or what this function returns.
 
     Args:
-        base: The runtime environment that the job has already; not modified. What it sets stays as it is, its
-            environment variables included. A setup hook of its own runs after ours.
+        base: The runtime environment that the job has already; not modified. What it sets is kept, including
+            environment variables. Its own setup hook runs after ours.
 
     Raises:
         SettingsError: The setup hook of ``base`` is a function rather than its dotted name.
@@ -89,6 +89,6 @@ def _module_of_hook() -> list[str]:
 
 
 def _switches() -> dict[str, str]:
-    # By name: other programs' variables start with NRL_ too, NeMo RL's among them.
+    # By name: variables of other programs, such as NeMo RL, start with NRL_ too.
     names = (*VARIABLES, *(patch.opt_out for patch in default_activation().registry))
     return {name: os.environ[name] for name in names if name in os.environ}

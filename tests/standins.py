@@ -22,7 +22,7 @@ Fix: add one.
 Remove when: it counts right.
 """
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 
 patch = Patch(
     __name__,

@@ -9,6 +9,8 @@ import sys
 
 import click
 
+from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.freshness import age, beyond_evidence
 from nrl_patches.processes import doctor as checks
 from nrl_patches.processes.doctor_targets import check_targets
 from nrl_patches.processes.inspection import descendants
@@ -37,7 +39,8 @@ def doctor(
     Looks at this environment and its variables, and imports the targets of the patches that the installed releases
     need, with the patches, in a subprocess: reports a patch that has drifted or failed, or whose target is gone. With
     --import, a framework is imported first, then nrl_patches, in another subprocess: reports references that the
-    patches cannot reach then, and who else has patched their targets.
+    patches cannot reach then, and who else has patched their targets. Says which patches rest on releases that nobody
+    has measured, and how old the evidence is.
 
     Exits with 1 if something would leave a process unpatched.
     """
@@ -62,9 +65,12 @@ def doctor(
     ]
     looked = None if no_imports else check_targets()
     findings += looked.findings if looked else []
+    evidence = Evidence.read(COMMITTED)
+    findings += beyond_evidence(evidence)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
     else:
         click.echo("\n".join(map(str, findings)) or "Nothing found that would leave a process unpatched.")
     click.echo(str(looked or "No target was imported, as --no-imports asks for."), err=as_json)
+    click.echo(age(evidence), err=as_json)
     sys.exit(int(any(finding.unpatched for finding in findings)))

@@ -5,38 +5,59 @@ from __future__ import annotations
 import click
 
 import nrl_patches
-from nrl_patches.cli.options import find_patch
+from nrl_patches.cli.options import find_known
+from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
-from nrl_patches.engine.distributions import find_installed
+from nrl_patches.engine.decision import decide
+from nrl_patches.engine.registry import load_defects
 
 __all__ = ["explain", "list_patches"]
 
 
 @click.command("list")
 def list_patches() -> None:
-    """Print the id and the defect of every patch."""
+    """Print the id, the defect and the releases of every patch, and of what is known without one."""
     for patch in default_activation().registry:
-        click.echo(f"{patch.id}\n    {patch.title}")
+        click.echo(f"{patch.id}\n    {patch.title}\n    {patch.affected.spelled_out()}")
+    defects, broken = load_defects()
+    if defects:
+        click.echo("\nKnown, and not repaired here:\n")
+    for defect in defects.values():
+        click.echo(f"{defect.id}\n    {defect.title}\n    {defect.affected.spelled_out()}\n    {defect.advice}")
+    for file in broken:
+        click.echo(str(file), err=True)
 
 
 @click.command()
 @click.argument("patch_id", metavar="ID")
 def explain(patch_id: str) -> None:
-    """Print what a patch repairs, why, where, and how to switch it off."""
+    """Print what a defect is, where, whether it is repaired, and how to switch that off."""
     from nrl_patches.matrix.compare import judge  # noqa: PLC0415 - `list` needs nothing of the matrix
     from nrl_patches.matrix.evidence import COMMITTED, Evidence  # noqa: PLC0415
+    from nrl_patches.matrix.freshness import measured_releases  # noqa: PLC0415
 
-    patch = find_patch(patch_id)
+    evidence = Evidence.read(COMMITTED)
+    window = {n: f"{n} {v[0]} to {v[-1]}" for n, v in measured_releases(evidence).items()}
+    patch = find_known(patch_id)
     rows = {
-        "affected": str(patch.affected),
-        "measured": judge(patch, Evidence.read(COMMITTED)).seen,
-        "here": patch.affected.decide(find_installed).reason,
-        "status": str(nrl_patches.status()[patch.id].state),
-        "targets": "\n            ".join(fix.target for fix in patch.fixes),
+        "affected": patch.affected.spelled_out(),
+        "measured": judge(patch, evidence).seen,
+        "looked at": ", ".join(window.get(name, name) for name in patch.affected.distributions),
+        "here": decide(patch).reason,
+        "victims": "\n            ".join(f"{who}: {where}" for who, where in patch.victims.items()),
         "upstream": "\n            ".join(patch.upstream),
-        "switch off": f"{patch.opt_out}=1, or NRL_PATCHES_DISABLE={patch.id}",
-        "required": "yes" if patch.required else "no",
     }
+    if isinstance(patch, Patch):
+        rows |= {
+            "status": str(nrl_patches.status()[patch.id].state),
+            "targets": "\n            ".join(fix.target for fix in patch.fixes),
+            "switch off": f"{patch.opt_out}=1, or NRL_PATCHES_DISABLE={patch.id}",
+            "required": "yes" if patch.required else "no",
+        }
+    else:
+        rows |= {"status": "not repaired here", "advice": patch.advice}
+    if not patch.measured:
+        rows["measured"] = "not measured: the range is upstream's word"
     click.echo(f"{patch.id}\n\n{patch.doc}\n")
-    for name, value in rows.items():
+    for name, value in ((name, value) for name, value in rows.items() if value):
         click.echo(f"{name:<12}{value}")

@@ -15,6 +15,7 @@ from nrl_patches.cli.options import NO_VERDICT
 __all__ = ["main"]
 
 _MODULES = {
+    "audit": "audit",
     "doctor": "doctor",
     "explain": "explain",
     "list": "explain",
@@ -24,7 +25,7 @@ _MODULES = {
     "status": "status",
     "tripwires": "tripwires",
 }
-"""In which module beside this one each subcommand is; only that is imported when it is used."""
+"""The module of ``nrl_patches.cli`` that has each subcommand; only that is imported when it is used."""
 
 
 class _Group(click.Group):
@@ -46,9 +47,9 @@ class _Group(click.Group):
         except KeyboardInterrupt:
             click.echo("Aborted!", err=True)
             sys.exit(128 + signal.SIGINT)
-        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):  # Click's own affair.
+        except (click.ClickException, click.Abort, click.exceptions.Exit, BrokenPipeError):  # Click handles these.
             raise
-        except Exception:  # noqa: BLE001 - whatever it is, it is no answer
+        except Exception:  # noqa: BLE001 - no exception may look like an answer
             traceback.print_exc()
             sys.exit(NO_VERDICT)
 

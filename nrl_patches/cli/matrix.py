@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import click
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
-from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder
-from nrl_patches.declaration import Patch
+from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder, every_known
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.compare import judge
@@ -23,8 +23,10 @@ from nrl_patches.matrix.plan import Selection, Task, axis
 from nrl_patches.matrix.report.page import page
 from nrl_patches.matrix.report.panels import panels
 from nrl_patches.matrix.report.picture import draw, to_png, to_svg
+from nrl_patches.matrix.report.ranges import axes, to_ranges_svg
 from nrl_patches.matrix.runner import jobs_here
 from nrl_patches.matrix.session import Again, NotOursError, Workshop, disk_usage
+from nrl_patches.matrix.update import checkout, write_evidence, write_ranges, write_readme
 
 __all__ = ["matrix"]
 
@@ -64,6 +66,7 @@ class _Releases(_SpecifierType):
 @click.option("--folder", default=_FOLDER, show_default=True, type=click.Path(path_type=Path), help="Works here.")
 @click.option("--output", type=click.Path(path_type=Path), help="Writes the report here; FOLDER/report by default.")
 @click.option("--offline", is_flag=True, help="Measure nothing; only report what is known.")
+@click.option("--update", is_flag=True, help="Write the ranges and the evidence into this checkout of the project.")
 @click.option("--clean", is_flag=True, help="Delete what earlier runs left in FOLDER, and do nothing else.")
 def matrix(  # noqa: PLR0913 - one parameter per option
     *,
@@ -77,13 +80,17 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     folder: Path,
     output: Path | None,
     offline: bool,
+    update: bool,
     clean: bool,
 ) -> None:
     """Measure every patch on every upstream release, and compare that with what the patches declare.
 
     Installs each release in a folder of its own, beside the torch of this interpreter, runs the tripwires there, and
-    writes matrix.json, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package was released
-    with; can be interrupted at any time.
+    writes matrix.json, ranges.svg, matrix.svg, matrix.png and matrix.html. Starts from the evidence that this package
+    was released with; can be interrupted at any time.
+
+    With --update, a range that is not what was measured is replaced in its patch file, and the evidence in the package.
+    What a new range names is measured as declared by the next run: run it again until it exits with 0.
 
     Exits with 0 if every declaration is exactly what was measured, 1 if one is not, 2 if the command is misused, and 3
     if nothing could be said.
@@ -99,7 +106,7 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     patches = _select(distributions, ids)
     if releases is not None and len({axis(patch) for patch in patches}) != 1:
         raise click.UsageError("--releases needs exactly one DISTRIBUTION, or patches of one")
-    workshop = Workshop(folder, patches, timeout, others=default_activation().registry)
+    workshop = Workshop(folder, patches, timeout, others=every_known())
     try:
         if clean:
             click.echo(f"{_bytes(workshop.clean())} given back")
@@ -111,6 +118,8 @@ def matrix(  # noqa: PLR0913 - one parameter per option
                 tasks = workshop.plan(Selection(releases, prereleases=pre), again)
                 _measure(workshop, tasks, jobs or jobs_here())
             agrees = _report(workshop, output or workshop.report)
+            if update:
+                agrees &= _update(workshop, output or workshop.report)
     except IndexProblem as problem:
         step = "try again, or add --offline for a report on what is known"
         said = Problem("the package index", expected="its releases", found=str(problem), next_step=step)
@@ -124,21 +133,22 @@ def matrix(  # noqa: PLR0913 - one parameter per option
     sys.exit(int(not agrees or bool(default_activation().registry.broken)))
 
 
-def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Patch]:
-    registry = default_activation().registry
+def _select(distributions: Sequence[str], ids: Sequence[str]) -> list[Defect]:
+    every = {defect.id: defect for defect in every_known()}
     for patch_id in ids:
-        if patch_id not in registry.patches:
-            raise click.BadParameter(f"{patch_id!r} is no patch; `nrl-patches list` shows every id", param_hint="ID")
-    known = sorted({axis(patch) for patch in registry})
+        if patch_id not in every:
+            message = f"{patch_id!r} is not the id of a patch; `nrl-patches list` shows every id"
+            raise click.BadParameter(message, param_hint="ID")
+    known = sorted({axis(patch) for patch in every.values()})
     for name in distributions:
         if name not in known:
             raise click.BadParameter(f"no patch is about {name!r}, only about {', '.join(known)}")
-    chosen = [p for p in registry if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
+    chosen = [p for p in every.values() if (not ids or p.id in ids) and (not distributions or axis(p) in distributions)]
     if ids and not chosen:
         said = Problem(
             f"the selection of {', '.join(ids)}",
             expected=f"a patch about {', '.join(distributions)}",
-            found=f"only about {', '.join(sorted({axis(registry.patches[i]) for i in ids}))}",
+            found=f"only about {', '.join(sorted({axis(every[i]) for i in ids}))}",
             next_step="leave out the DISTRIBUTION or the --patch",
         )
         raise click.UsageError(str(said))
@@ -171,6 +181,7 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     svg = to_svg(figure)
     write_whole(folder / "matrix.json", evidence.text())
     write_whole(folder / "matrix.svg", svg)
+    write_whole(folder / "ranges.svg", to_ranges_svg(axes(patches, evidence), caption=caption))
     write_whole(folder / "matrix.png", to_png(figure))
     facts = {
         "environments": str(len(evidence.measurements)),
@@ -182,6 +193,18 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     write_whole(folder / "matrix.html", page(shown, caption=caption, svg=svg, declarations=lines, facts=facts))
     click.echo(f"the report is in {folder}", err=True)
     return not any(judgement.objections for judgement in judgements)
+
+
+def _update(workshop: Workshop, report: Path) -> bool:
+    """Write what was measured into the checkout; return whether that changed no range."""
+    root = checkout()
+    judgements = [judge(p, workshop.evidence, workshop.codes[p.id]) for p in workshop.patches.values()]
+    changed = write_ranges(judgements)
+    for patch_id in changed:
+        click.echo(f"{patch_id}: now {workshop.patches[patch_id].affected}; run this again", err=True)
+    write_evidence(report, root)
+    write_readme(workshop.patches.values(), workshop.evidence, root)
+    return not changed
 
 
 def _bytes(count: int) -> str:

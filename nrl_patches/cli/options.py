@@ -1,7 +1,8 @@
-"""What the options of the command have in common: seconds, places for reports, and exit codes."""
+"""What the subcommands share: option types, checks of output files, and exit codes."""
 
 from __future__ import annotations
 
+import difflib
 import math
 import os
 import stat
@@ -12,8 +13,9 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
+from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem
 
 __all__ = [
@@ -22,13 +24,14 @@ __all__ = [
     "CannotSayError",
     "check_folder",
     "check_places",
-    "find_patch",
+    "every_known",
+    "find_known",
     "read_seconds",
     "write_report",
 ]
 
 NO_VERDICT = 3
-"""The exit code of a command that could not do what it was asked for; 1 and 2 are an answer, and a misuse."""
+"""The exit code of a command that could not do its work; 1 is an answer, 2 is a usage error."""
 
 _LONGEST = 7 * 24 * 3600.0
 
@@ -39,7 +42,7 @@ else:
 
 
 class CannotSayError(click.ClickException):
-    """Ends a command that could not do what it was asked for."""
+    """Ends a command that could not do its work, with the exit code :data:`NO_VERDICT`."""
 
     exit_code = NO_VERDICT
 
@@ -51,13 +54,13 @@ def read_seconds(value: object) -> float:
         value: As the user typed it.
 
     Raises:
-        ValueError: It is no number of seconds, or one that nobody waits for.
+        ValueError: It is not a number of seconds above 0, or is more than a week.
     """
     try:
         seconds = float(str(value))
     except ValueError:
         seconds = math.nan
-    if not 0 < seconds <= _LONGEST:  # What is not a number is neither.
+    if not 0 < seconds <= _LONGEST:  # NaN fails both comparisons.
         raise ValueError(f"expected seconds above 0, {_LONGEST:g} (a week) at most; found {str(value)[:60]!r}")
     return seconds
 
@@ -73,31 +76,43 @@ class _Seconds(_SecondsType):
 
 
 SECONDS = _Seconds()
-"""The type of an option that takes a time."""
+"""The type of an option that takes a number of seconds."""
 
 
-def find_patch(patch_id: str) -> Patch:
-    """Return the patch of an id that the user has typed.
+def find_known(defect_id: str) -> Defect:
+    """Return the patch, or the defect without one, with an id that the user has typed.
 
     Args:
-        patch_id: The id.
+        defect_id: The id.
+
+    Returns:
+        The declaration: a :class:`~nrl_patches.declaration.Patch` where there is one.
 
     Raises:
-        click.BadParameter: There is no such patch.
+        click.BadParameter: There is no such defect.
     """
     registry = default_activation().registry
-    if patch_id in registry.retired:
-        raise click.BadParameter(f"{patch_id} is retired: {registry.retired[patch_id]}", param_hint="ID")
-    if patch_id not in registry.patches:
-        raise click.BadParameter(f"{patch_id!r} is no patch; `nrl-patches list` shows every id", param_hint="ID")
-    return registry.patches[patch_id]
+    known = {**load_defects()[0], **registry.patches}
+    if defect_id in registry.retired:
+        raise click.BadParameter(f"{defect_id} is retired: {registry.retired[defect_id]}", param_hint="ID")
+    if defect_id not in known:
+        close = difflib.get_close_matches(defect_id, known, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        message = f"{defect_id!r} is not the id of a patch{hint}; `nrl-patches list` shows every id"
+        raise click.BadParameter(message, param_hint="ID")
+    return known[defect_id]
+
+
+def every_known() -> list[Defect]:
+    """Return all patches, and after them the defects without one whose range was measured by a probe."""
+    return [*default_activation().registry, *(defect for defect in load_defects()[0].values() if defect.has_probe)]
 
 
 def check_places(places: Sequence[tuple[str, str]]) -> None:
-    """Check before anything else is done that reports can be written.
+    """Check, before anything else is done, that reports can be written.
 
     Args:
-        places: The files, each with what names it: an option or a variable.
+        places: The files, each with the option or the variable that names it.
 
     Raises:
         click.UsageError: One cannot be written, or two are the same.
@@ -107,17 +122,17 @@ def check_places(places: Sequence[tuple[str, str]]) -> None:
         found = _obstacle(place)
         file = Path(place).resolve()
         if not found and file in seen:
-            found = f"the file that another report goes to, as {seen[file]} says"
+            found = f"the file of another report, named by {seen[file]}"
         if found:
-            step = "name a file in a folder that is there and may be written to"
-            said = Problem(f"{subject} {place}", expected="a place for a report", found=found, next_step=step)
-            raise click.UsageError(str(said))
-        if not file.exists() or file.is_file():  # Whatever else is there, a terminal or a pipe, may get several.
+            step = "name a file in an existing folder that you may write to"
+            problem = Problem(f"{subject} {place}", expected="a writable file", found=found, next_step=step)
+            raise click.UsageError(str(problem))
+        if not file.exists() or file.is_file():  # A terminal or a pipe may get several reports.
             seen[file] = subject
 
 
 def check_folder(folder: Path) -> None:
-    """Check before anything else is done that reports can be written into a folder, which is made if it is not there.
+    """Check, before anything else is done, that reports can be written into a folder; create it if necessary.
 
     Args:
         folder: The folder.
@@ -130,18 +145,18 @@ def check_folder(folder: Path) -> None:
         with tempfile.TemporaryFile(dir=folder):
             return
     except OSError as error:
-        step = "name a folder that can be made or written to"
-        said = Problem(str(folder), expected="a folder for the report", found=str(error), next_step=step)
-        raise CannotSayError(str(said)) from error
+        step = "name a folder that you may create or write to"
+        problem = Problem(str(folder), expected="a writable folder for the report", found=str(error), next_step=step)
+        raise CannotSayError(str(problem)) from error
 
 
 def write_report(text: str, place: str, *, append: bool = False) -> bool:
-    """Write a report, or print it where that fails after all: what was measured is not to be lost.
+    """Write a report; print it if that fails, so that no measurement is lost.
 
     Args:
         text: The report.
         place: The file; - is stdout.
-        append: Whether it is added to what the file has.
+        append: Whether it is appended to the content of the file.
 
     Returns:
         Whether it was written.
@@ -153,16 +168,16 @@ def write_report(text: str, place: str, *, append: bool = False) -> bool:
             with Path(place).open("a" if append else "w", encoding="utf-8") as file:
                 file.write(text)
     except OSError as error:
-        step = f"keep what is printed on {'stderr' if place == '-' else 'stdout'}"
-        said = Problem(place, expected="a report to be written", found=str(error), next_step=step)
-        click.echo(said, err=True)
+        step = f"save what is printed on {'stderr' if place == '-' else 'stdout'}"
+        problem = Problem(place, expected="a report to be written", found=str(error), next_step=step)
+        click.echo(problem, err=True)
         click.echo(text, nl=False, err=place == "-")
         return False
     return True
 
 
 def _obstacle(place: str) -> str:
-    """Say why a file cannot be written; empty if it can. Leaves everything as it is."""
+    """Return why a file cannot be written; empty if it can. Changes nothing."""
     file = Path(os.path.realpath(place))
     try:
         mode = file.stat().st_mode
@@ -172,9 +187,9 @@ def _obstacle(place: str) -> str:
         return str(error)
     if stat.S_ISDIR(mode):
         return "a folder"
-    # Opening a pipe and closing it again would end the reading of whoever waits at its other end.
+    # Opening and closing a pipe would signal the end of the file to its reader.
     if not stat.S_ISREG(mode):
-        return "" if os.access(file, os.W_OK) else "that it may not be written to"
+        return "" if os.access(file, os.W_OK) else "no permission to write to it"
     return _try(file, os.O_WRONLY)
 
 
@@ -188,7 +203,7 @@ def _obstacle_to_new(file: Path) -> str:
 
 
 def _try(file: Path, flags: int) -> str:
-    # Trying is the only way to know: permissions, file systems that are mounted read-only, root, long names.
+    # Only an attempt takes everything into account: permissions, read-only file systems, root, long names.
     try:
         os.close(os.open(file, flags, 0o666))
     except OSError as error:

@@ -1,4 +1,4 @@
-"""``nrl-patches probe``: whether a defect is there in this environment."""
+"""``nrl-patches probe``: whether this environment has a defect."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import traceback
 import click
 
 import nrl_patches
-from nrl_patches.cli.options import CannotSayError, find_patch
+from nrl_patches.cli.options import CannotSayError, find_known
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.errors import Problem
 from nrl_patches.tripwires.run import missing_for
@@ -20,45 +20,50 @@ __all__ = ["probe"]
 
 @click.command()
 @click.argument("patch_id", metavar="ID")
-@click.option("--report-fd", type=int, help="Write the object to this file descriptor instead.")
+@click.option("--report-fd", type=int, help="Write the object to this file descriptor instead of stdout.")
 def probe(patch_id: str, report_fd: int | None) -> None:
-    """Look for the defect in this environment, with the patch as the environment variables have it.
+    """Run the probe of a patch in this environment, with the patch switched on or off by environment variables.
 
-    Prints what was seen as one JSON object.
+    Prints the observation as one JSON object.
 
-    Exits with 0 if the defect is not there, 1 if it is, 2 if the command is misused, and 3 if there is no answer: a
+    Exits with 0 if the defect is absent, 1 if it is present, 2 on a usage error, and 3 if there is no answer: a
     distribution that the patch is about is not installed, or the probe raised.
     """
-    patch = find_patch(patch_id)
+    patch = find_known(patch_id)
     found = {name: find_installed(name) for name in patch.affected.distributions}
+    if not patch.has_probe:
+        step = f"`nrl-patches explain {patch.id}`"
+        raise CannotSayError(
+            str(Problem(patch.id, "a defect with a probe", "none: the range is upstream's word", step))
+        )
     lacking = missing_for(patch)
     if lacking:
-        said = Problem(
+        problem = Problem(
             patch.id,
-            expected="an installed release of what it is about",
+            expected="its distributions to be installed",
             found=f"no {', '.join(lacking)} in {sys.executable}",
-            next_step="install it there, or probe where it is installed",
+            next_step="install them there, or run the probe where they are installed",
         )
-        raise CannotSayError(str(said))
+        raise CannotSayError(str(problem))
     try:
         seen = patch.observe()
     except (Exception, SystemExit) as error:
         traceback.print_exc()
-        said = Problem(
+        problem = Problem(
             patch.id,
-            expected="an answer of its probe",
+            expected="its probe to return",
             found=f"{type(error).__name__}: {error}",
-            next_step="the traceback above tells where; fix the probe or the installation",
+            next_step="see the traceback above; fix the probe or the installation",
         )
-        raise CannotSayError(str(said)) from error
-    after = nrl_patches.status()[patch.id]
+        raise CannotSayError(str(problem)) from error
+    after = nrl_patches.status().get(patch.id)
     report = {
         "id": patch.id,
         "present": seen.present,
         "evidence": dict(seen.evidence),
         "installed": {name: str(installed or "not installed") for name, installed in found.items()},
-        "status": after.state,
-        "reason": after.reason,
+        "status": after.state if after else "not repaired here",
+        "reason": after.reason if after else patch.advice,
     }
     if report_fd is None:
         click.echo(json.dumps(report))

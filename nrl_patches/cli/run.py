@@ -1,4 +1,4 @@
-"""``nrl-patches run``: a command whose code cannot be changed, with the patches in it and in its children."""
+"""``nrl-patches run``: runs a command with the patches applied in it and in its children, without changing its code."""
 
 from __future__ import annotations
 
@@ -16,24 +16,24 @@ from nrl_patches.processes.autowrapt import beginning_of, covering, interpreter_
 
 __all__ = ["run"]
 
-_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # As env(1) and the shells have it.
+_NOT_FOUND, _NOT_EXECUTABLE = 127, 126  # As env(1) and the shells define them.
 
 
 @click.command(context_settings={"ignore_unknown_options": True, "allow_interspersed_args": False})
 @click.argument("command", nargs=-1, required=True, type=click.UNPROCESSED, metavar="-- COMMAND...")
 def run(command: tuple[str, ...]) -> None:
-    """Replace this process by COMMAND, which gets the patches, and so do all the processes that it starts.
+    """Replace this process by COMMAND, with the patches applied in it and in every process that it starts.
 
     Needs autowrapt in the environment of COMMAND: pip install "nrl-patches[run]".
     """
     program = shutil.which(command[0])
     if program is None and Path(command[0]).name != command[0] and Path(command[0]).exists():
-        raise _CannotRunError(f"{command[0]}: expected a program; found none that may be executed", _NOT_EXECUTABLE)
+        raise _CannotRunError(f"{command[0]}: expected a program; found a file that is not executable", _NOT_EXECUTABLE)
     if program is None:
         raise _CannotRunError(
-            f"{command[0]}: expected a command; found none of that name; next step: check PATH", _NOT_FOUND
+            f"{command[0]}: expected a command; found none with that name; next step: check PATH", _NOT_FOUND
         )
-    # Off, there is nothing to be missed: whoever looks for the culprit of a failing job must be able to start it.
+    # With the patches off, nothing is missing: the job must start for a user who bisects a failure.
     interpreter = interpreter_of(program) if activation().settings.enabled else None
     try:
         missing = missing_in(interpreter) if interpreter else ""

@@ -9,12 +9,10 @@ import sys
 import click
 
 import nrl_patches
-from nrl_patches.engine.status import State
+from nrl_patches.engine.status import TROUBLE
 from nrl_patches.processes.inspection import descendants, is_in_trouble, look_into
 
 __all__ = ["status"]
-
-_PROBLEMS = {State.DRIFTED, State.FAILED}
 
 
 @click.command()
@@ -27,8 +25,8 @@ def status(*, as_json: bool, pids: tuple[int, ...], children: bool) -> None:
     With --pid, print the statuses in running processes instead, as of their last change there, or of the last call of
     nrl_patches.status().
 
-    Exits with 1 if a patch has drifted or failed, if a process named by --pid cannot tell, or if a child of it runs
-    without patches although it has loaded torch.
+    Exits with 1 if a patch has drifted or failed, if nobody has measured whether it is needed, if a process named by
+    --pid cannot tell, or if a child of it runs without patches although it has loaded torch.
     """
     if children and not pids:
         raise click.UsageError("--children needs --pid")
@@ -42,7 +40,7 @@ def status(*, as_json: bool, pids: tuple[int, ...], children: bool) -> None:
         click.echo(f"{s.state:<14}{s.id}\n{'':14}{'; '.join((s.reason, *s.notes))}")
     if not as_json:
         click.echo(f"activated by {nrl_patches.activated_by}")
-    if any(s.state in _PROBLEMS for s in statuses):
+    if any(s.state in TROUBLE for s in statuses):
         sys.exit(1)
 
 

@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 import click
 
-from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, find_patch, write_report
-from nrl_patches.declaration import Patch
+from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, every_known, find_known, write_report
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.tripwires.reports import FORMATS, failing
 from nrl_patches.tripwires.run import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
@@ -53,7 +53,7 @@ def tripwires(
     summary = os.environ.get("GITHUB_STEP_SUMMARY", "") if "github" in chosen else ""
     check_places([(place, "--output") for place in places if place != "-"])
     check_places([(summary, "GITHUB_STEP_SUMMARY")] if summary else [])
-    patches = [find_patch(patch_id) for patch_id in ids] or list(default_activation().registry)
+    patches = [find_known(patch_id) for patch_id in ids] or every_known()
     found = _run(patches, timeout)
     verdicts = {Verdict(name) for name in allowed}
     written = True
@@ -70,7 +70,7 @@ def tripwires(
     sys.exit(int(bool(failing(found, verdicts))))
 
 
-def _run(patches: Sequence[Patch], timeout: float) -> list[Tripwire]:
+def _run(patches: Sequence[Defect], timeout: float) -> list[Tripwire]:
     # On stderr, so that a report on stdout stays a report.
     if sys.stderr.isatty():
         label = click.style("tripwires", bold=True)

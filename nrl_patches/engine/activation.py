@@ -13,7 +13,7 @@ from types import ModuleType
 
 from nrl_patches.declaration import Patch
 from nrl_patches.engine import registry as registries
-from nrl_patches.engine.distributions import find_installed
+from nrl_patches.engine.decision import decide
 from nrl_patches.engine.drift import status_of
 from nrl_patches.engine.import_hooks import call_when_bypassed, call_when_executed, keep_first, withdraw
 from nrl_patches.engine.log import tell
@@ -21,7 +21,7 @@ from nrl_patches.engine.module_state import is_executing, is_lazy
 from nrl_patches.engine.outcome import Outcome, give_up, settle, unapplicable
 from nrl_patches.engine.settings import Settings
 from nrl_patches.engine.slots import PROCESS_LOCK, check_removable
-from nrl_patches.engine.status import Record, State, Status
+from nrl_patches.engine.status import TROUBLE, Record, State, Status
 from nrl_patches.engine.transaction import check_own, failed, remove_fixes
 from nrl_patches.engine.undone import Undone
 from nrl_patches.errors import PatchError, SettingsError, UndoError
@@ -187,7 +187,7 @@ class Activation:
         for patch in patches:
             record, found = self._records[patch.id], self._status(patch)
             undone = found.state is State.DISABLED and patch.id not in self.settings.disabled
-            again = undone or found.state in {State.DRIFTED, State.FAILED}
+            again = undone or found.state in TROUBLE
             with PROCESS_LOCK:
                 if again and self._records[patch.id] is record:
                     self._records[patch.id] = Record()
@@ -197,9 +197,18 @@ class Activation:
                 tell(logging.WARNING, unapplicable(patch, found))
 
     def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
-        """Apply the fixes of a patch that belong to the module which has just been executed."""
+        """Apply the fixes of a patch that belong to the module which has just been executed.
+
+        Args:
+            patch: The patch.
+            name: The absolute name of the module.
+            module: The module, as ``sys.modules`` holds it.
+
+        Raises:
+            PatchError: Under strict mode, that the patch has drifted or failed.
+        """
         try:  # It looks for packages, and so is not done under the lock.
-            decision = patch.affected.decide(find_installed)
+            decision = decide(patch)
         except Exception as error:  # noqa: BLE001 - whoever stands in sys.meta_path may raise anything
             failure = failed(patch, error)
             outcome, record = self._settle(patch, lambda r: give_up(patch, r, failure))

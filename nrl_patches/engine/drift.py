@@ -7,9 +7,9 @@ from dataclasses import replace
 from types import ModuleType
 
 from nrl_patches.declaration import Fix, Patch
-from nrl_patches.engine.distributions import find_installed
+from nrl_patches.engine.decision import decide
 from nrl_patches.engine.module_state import is_executing, is_lazy
-from nrl_patches.engine.outcome import UNAFFECTED
+from nrl_patches.engine.outcome import DECIDED
 from nrl_patches.engine.reachability import callees, calls_inherited, overriding, reaches
 from nrl_patches.engine.slots import Slot, slot_of
 from nrl_patches.engine.status import Record, State, Status
@@ -28,9 +28,9 @@ def status_of(patch: Patch, record: Record, *, forced: bool) -> Status:
     """
     status = Status(patch.id, record.state, record.reason, record.notes, record.traceback)
     if record.state is State.PENDING:
-        decision = patch.affected.decide(find_installed)
-        if decision.answer in UNAFFECTED and not forced:
-            return replace(status, state=UNAFFECTED[decision.answer], reason=decision.reason)
+        decision = decide(patch)
+        if decision.answer in DECIDED and not forced:
+            return replace(status, state=DECIDED[decision.answer], reason=decision.reason)
         status = replace(status, reason=f"{decision.reason}; {record.awaits(patch)}")
     if record.state in {State.APPLIED, State.PENDING}:
         for fix in (fix for fix in patch.fixes if fix.target in record.done):

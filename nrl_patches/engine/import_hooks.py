@@ -1,10 +1,10 @@
 """Post-import hooks: call back whenever a module has finished executing.
 
-wrapt's own ``register_post_import_hook`` does not give what activation guarantees, each measured on wrapt 2.5.2 and
-kept on record in ``tests/engine/test_import_hooks.py``: it fires once only (a reload or a second import goes unseen),
-it fires at once for a module that another frame is still executing, and its finder imports the parent package on the
-way, which deadlocks when that package is waiting for the thread that imports the child. This one leaves the finding to
-the finders below it and observes execution alone.
+wrapt's own ``register_post_import_hook`` does not guarantee what activation needs. Three differences, which
+``tests/engine/test_import_hooks.py`` reproduces with wrapt 2.5.2: it fires only once (a reload or a second import goes
+unseen), it fires immediately for a module that another frame is still executing, and its finder imports the parent
+package on the way, which deadlocks when that package is waiting for the thread that imports the child. This hook leaves
+the search to the finders below it and observes only the execution.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ __all__ = ["Hook", "call_when_bypassed", "call_when_executed", "find_spec", "kee
 
 Hook = Callable[[ModuleType], None]
 
-# On the spec itself, where a second copy of this package finds them too.
+# On the spec itself, so that a second copy of this package finds them too.
 _WATCHERS = "_nrl_patches_watchers"
 
 _hooks: dict[str, list[Hook]] = {}
@@ -48,8 +48,8 @@ def call_when_executed(name: str, hook: Hook) -> None:
     """Call ``hook(module)`` each time the module ``name`` has been executed: import, second import, reload.
 
     A module that is already there counts as executed and the hook is called at once; one that is still being executed
-    (by a frame below this one, or by another thread) is waited for without blocking. What the hook raises reaches
-    whoever imports the module.
+    (by a frame below this one, or by another thread) is waited for without blocking. An
+    exception of the hook propagates to the import of the module.
 
     Args:
         name: The absolute name of the module.
@@ -78,7 +78,11 @@ def call_when_executed(name: str, hook: Hook) -> None:
 
 
 def withdraw(hook: Hook) -> None:
-    """Forget a hook, for every module that it waits for."""
+    """Forget a hook, for every module that it waits for.
+
+    Args:
+        hook: One that was passed to :func:`call_when_executed`, compared by equality; others are ignored.
+    """
     with _lock:
         for name in [name for name, hooks in _hooks.items() if hook in hooks]:
             _hooks[name].remove(hook)
@@ -87,16 +91,23 @@ def withdraw(hook: Hook) -> None:
 
 
 def call_when_bypassed(listener: Callable[[], None]) -> None:
-    """Call ``listener()`` once others have been found to have taken ``sys.meta_path`` away from the hooks.
+    """Call ``listener()`` whenever others are found to have replaced ``sys.meta_path``.
 
-    What was imported in between was not observed. That is noticed by the next import that asks the hooks' finder, or
-    when :func:`keep_first` is called.
+    What was imported in the meantime was not observed. That is noticed by the next import that asks the hooks' finder,
+    or when :func:`keep_first` is called.
+
+    Args:
+        listener: Called in the thread that imports, without a lock; there is no way to remove it.
     """
     _bypassed.append(listener)
 
 
 def keep_first() -> bool:
-    """Let the import system ask the hooks' finder first, where there are hooks; see ``meta_path.put_first``."""
+    """Let the import system ask the hooks' finder first, if there are hooks.
+
+    Returns:
+        Whether it was not first before; see :func:`nrl_patches.meta_path.put_first`.
+    """
     return bool(_hooks) and meta_path.put_first(_finder)
 
 
@@ -106,7 +117,11 @@ def find_spec(name: str, path: Sequence[str] | None, target: ModuleType | None) 
 
 
 def stand_in_for(finder: object) -> None:
-    """Take the place of a finder that stood in ``sys.meta_path`` until there was need for the hooks."""
+    """Put the hooks' finder in the place of one that waited in ``sys.meta_path`` until the hooks were needed.
+
+    Args:
+        finder: The finder to replace; without it in the list, nothing happens.
+    """
     meta_path.take_away(finder, heir=_finder)
 
 
@@ -123,14 +138,14 @@ def _observe(spec: ModuleSpec | None) -> None:
 
 
 class _WatchedSpec(ModuleSpec):
-    """The spec of a module whose execution began before anybody hooked it.
+    """The spec of a module whose execution began before there was a hook for it.
 
     The import system sets ``_initializing`` to False when the execution is over, in the importing thread and before
-    it lets go of the module's lock: the one moment at which such a module can be observed.
+    it releases the module's lock: the only moment at which such a module can be observed.
     """
 
     def __reduce_ex__(self, _protocol: SupportsIndex) -> tuple[Any, ...]:
-        """Copy and pickle as what it was and will be again."""
+        """Copy and pickle as a plain ``ModuleSpec``, which it was before and becomes again."""
         state = {name: value for name, value in self.__dict__.items() if name != _WATCHERS}
         return ModuleSpec, (self.name, self.loader), state
 
@@ -147,7 +162,7 @@ class _WatchedSpec(ModuleSpec):
                 for watcher in self.__dict__.pop(_WATCHERS, ()):
                     watcher(self.name)
             except BaseException:
-                sys.modules.pop(self.name, None)  # As after any import that failed: the next one starts anew.
+                sys.modules.pop(self.name, None)  # As after any failed import: the next one starts over.
                 raise
 
 
@@ -155,7 +170,7 @@ class _Loader(_Proxy):
     """Stands in for a module's loader until the module is executed."""
 
     def exec_module(self, module: ModuleType) -> None:
-        """Put the loader itself back where others look for it, let it execute the module, then notify."""
+        """Restore the real loader on the module and its spec, let it execute the module, then notify."""
         spec: Any = namespace(module).get("__spec__")
         if spec is not None and spec.loader is self:
             spec.loader = self.__wrapped__
@@ -168,20 +183,20 @@ class _Loader(_Proxy):
             _notify(namespace(module)["__name__"] if spec is None else spec.name)
 
     def __copy__(self) -> _Loader:
-        """Copy the loader itself; the copy is observed as well."""
+        """Copy the real loader; the copy is observed as well."""
         return _Loader(copy.copy(self.__wrapped__))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Loader:
-        """Copy the loader itself; the copy is observed as well."""
+        """Copy the real loader; the copy is observed as well."""
         return _Loader(copy.deepcopy(self.__wrapped__, memo))
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> str | tuple[Any, ...]:
-        """Pickle as the loader itself: where it is unpickled, nobody needs to have this package."""
+        """Pickle as the real loader, so that unpickling does not need this package."""
         return self.__wrapped__.__reduce_ex__(protocol)  # type: ignore[no-any-return]
 
 
 class _Finder(MetaPathFinder):
-    """Asks the finders below it, and observes what they found where somebody waits for it."""
+    """Delegates to the finders below it, and observes the loaders of modules that have a hook."""
 
     def __init__(self) -> None:
         self._asking = threading.local()
@@ -189,7 +204,7 @@ class _Finder(MetaPathFinder):
     def find_spec(
         self, fullname: str, path: Sequence[str] | None = None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        """Return the spec that the finders below return, its loader observed; None where nobody waits."""
+        """Return the spec that the finders below return, with its loader observed; None for a module without hooks."""
         if keep_first():
             for listener in tuple(_bypassed):
                 listener()

@@ -1,4 +1,4 @@
-"""Telling the user: through logging, and past it where the logging set-up would lose a warning."""
+"""Log messages, and print warnings to stderr where the logging configuration would drop them."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ logger = logging.getLogger("nrl_patches")
 
 
 def tell(level: int, message: Problem | str) -> None:
-    """Log a message; a warning that nobody would get that way goes to stderr. Never raises.
+    """Log a message; print a warning to stderr if no handler would emit it. Never raises.
 
-    ``logging.config.dictConfig`` disables every logger that it does not name, ours among them, unless it is asked not
-    to; a host may raise the level of the root logger, or have no handler but a ``NullHandler``.
+    ``logging.config.dictConfig`` disables every logger that it does not name, including this one, unless
+    ``disable_existing_loggers`` is false; a host may raise the level of the root logger, or have no handler but a
+    ``NullHandler``.
 
-    Callers hold no lock meanwhile: handlers have locks of their own.
+    Callers must not hold a lock: handlers have their own.
 
     Args:
-        level: One of logging's.
-        message: What the user should read.
+        level: A level of :mod:`logging`.
+        message: The message.
     """
     logger.log(level, "%s", message)
     if level >= logging.WARNING and not _is_heard(level) and sys.stderr is not None:
@@ -33,7 +34,7 @@ def tell(level: int, message: Problem | str) -> None:
 
 def _is_heard(level: int) -> bool:
     if not logger.isEnabledFor(level):
-        # A level of this very logger is somebody's decision about us; everything else was meant for others.
+        # A level set on this very logger is a decision about this package; anything else was meant for other loggers.
         return not logger.disabled and logger.manager.disable < level < logger.level
     handlers: list[logging.Handler] = []
     there: logging.Logger | None = logger

@@ -13,11 +13,16 @@ from nrl_patches.engine.slots import slot_of
 from nrl_patches.engine.status import Record, State, Status
 from nrl_patches.engine.targets import MismatchError
 from nrl_patches.engine.transaction import apply_fixes, block, drifted, failed
-from nrl_patches.errors import DriftedError, PatchError, Problem
+from nrl_patches.errors import DriftedError, PatchError, Problem, UnmeasuredError
 
-__all__ = ["UNAFFECTED", "Outcome", "give_up", "settle", "unapplicable"]
+__all__ = ["DECIDED", "Outcome", "give_up", "settle", "unapplicable"]
 
-UNAFFECTED = {Answer.NO: State.NOT_AFFECTED, Answer.NOT_INSTALLED: State.NOT_INSTALLED}
+DECIDED = {
+    Answer.NO: State.NOT_AFFECTED,
+    Answer.NOT_INSTALLED: State.NOT_INSTALLED,
+    Answer.UNMEASURED: State.UNMEASURED,
+}
+"""The states that the versions and the code decide, before any guard is asked."""
 
 
 @dataclass(frozen=True)
@@ -47,10 +52,12 @@ def settle(
         module: The module.
         decision: What the versions say.
         forced: Whether they are to be ignored.
+
+    Returns:
+        What to log or raise once the lock is released; the state and its reason are in ``record``.
     """
-    if decision.answer in UNAFFECTED and not forced:
-        record.state, record.reason = UNAFFECTED[decision.answer], decision.reason
-        return Outcome()
+    if decision.answer in DECIDED and not forced:
+        return _leave(patch, record, decision)
     try:
         notes = apply_fixes(patch, fixes, module)
     except MismatchError as mismatch:
@@ -70,8 +77,29 @@ def settle(
     return Outcome(text="" if again else f"applied {patch.id}: {'; '.join((reason, *record.notes))}")
 
 
+def _leave(patch: Patch, record: Record, decision: Decision) -> Outcome:
+    state = DECIDED[decision.answer]
+    said = (record.state, record.reason) == (state, decision.reason)
+    record.state, record.reason = state, decision.reason
+    if state is not State.UNMEASURED:
+        return Outcome()
+    error = UnmeasuredError(_unmeasured(patch, decision))
+    return Outcome(logging.WARNING, "" if said else f"{state}: {error}", error)
+
+
 def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
-    """Note that a patch cannot be applied. Called under PROCESS_LOCK."""
+    """Note that a patch cannot be applied. Called under PROCESS_LOCK.
+
+    A required patch then blocks its targets.
+
+    Args:
+        patch: The patch.
+        record: Its record; gets the state ``drifted`` or ``failed``, the reason and the notes.
+        error: Why; a :class:`~nrl_patches.errors.DriftedError` means ``drifted``, any other ``failed``.
+
+    Returns:
+        The error, with a text to log unless the record has the same state and reason already.
+    """
     state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
     told = (record.state, record.reason) == (state, str(error))
     notes = []
@@ -90,12 +118,28 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
 
 
 def unapplicable(patch: Patch, status: Status) -> Problem:
-    """Return the message that tells why a patch that somebody wants applied is not."""
+    """Return the message that tells why a patch that somebody wants applied is not.
+
+    Args:
+        patch: The patch.
+        status: Its status as it is now: ``disabled``, ``not-affected`` or ``not-installed``.
+    """
     if status.state is State.DISABLED:
         expected, step = "a patch that is not switched off", "take that back, and start the process anew"
+    elif status.state is State.UNMEASURED:
+        expected, step = "a release that was measured", _measure(patch)
     else:
         expected, step = "a release with the defect", f"nothing; NRL_PATCHES_FORCE={patch.id} applies it all the same"
     return Problem(patch.id, expected=expected, found=f"{status.state}: {status.reason}", next_step=step)
+
+
+def _unmeasured(patch: Patch, decision: Decision) -> Problem:
+    edges = " and ".join(f"{name} {edge}" for name, edge in decision.edges.items())
+    return Problem(patch.id, f"{edges}, or its code", decision.reason, _measure(patch))
+
+
+def _measure(patch: Patch) -> str:
+    return f"`nrl-patches tripwires {patch.id}` measures it here; NRL_PATCHES_FORCE={patch.id} applies it unmeasured"
 
 
 def _why(decision: Decision, *, forced: bool) -> str:

@@ -1,4 +1,4 @@
-"""Who holds a callable: every namespace that would keep calling the old one after a replacement."""
+"""Find the references to a callable: all that would keep calling the old one after a replacement."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _TRANSIENT = (types.FrameType, types.GeneratorType, types.CoroutineType)
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """A module or class and the attribute under which it holds the callable."""
+    """A module or class, and the attribute of it that is the callable."""
 
     owner: Any
     name: str
@@ -25,46 +25,52 @@ class Holder:
 
 @dataclass(slots=True)
 class Holders:
-    """What a search found.
+    """The references that a search found.
 
     Attributes:
         reachable: Namespaces in which the callable can be replaced.
-        unreachable: For people, one phrase for each other object that keeps the callable: a closure, a partial, …
-        asked_collector: Whether the search depended on the lists of the garbage collector.
+        unreachable: A phrase for each other object that refers to the callable: a closure, a partial, …
+        used_gc: Whether the search used the lists of the garbage collector.
     """
 
     reachable: list[Holder] = field(default_factory=list)
     unreachable: list[str] = field(default_factory=list)
-    asked_collector: bool = False
+    used_gc: bool = False
 
 
 def find_copies(wanted: Any) -> list[Holder]:
-    """Find the modules that hold a callable, under whatever name: what ``from module import name`` made, and its home.
+    """Find the modules that refer to a callable by any name: its home, and whatever did ``from module import name``.
 
     Args:
         wanted: The callable, compared by identity.
+
+    Returns:
+        One holder per module and name.
     """
     modules = {id(namespace(module)): module for module in loaded_modules()}
-    # By id: a comprehension over the callable itself would hold it in a cell, and find that.
+    # By id: a comprehension over the callable itself would refer to it by a cell, and find that.
     key = id(wanted)
     return [holder for module in modules.values() for holder in _named(module, namespace(module), key)]
 
 
-def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None, owner: Any = None) -> Holders:
+def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), exclude: Any = None, owner: Any = None) -> Holders:
     """Find every object that refers to a callable.
 
-    What no module holds is found in one pass of the garbage collector's lists (which objects frozen by ``gc.freeze``
-    are not on). That takes 20 ms with torch and transformers imported, and 70 ms beside vLLM.
+    References from outside of modules are found in one pass over the lists of the garbage collector (which do not have
+    objects frozen by ``gc.freeze``). That takes 20 ms with torch and transformers imported, and 70 ms with vLLM.
 
     Args:
         wanted: The callable, compared by identity.
         ignore: Types whose instances are the caller's own bookkeeping.
-        but: One more object that is known to hold it.
-        owner: A class that is known to hold it; what holds it beside that is searched for.
+        exclude: One more object that is known to refer to it.
+        owner: A class that is known to refer to it; its other references are searched for.
+
+    Returns:
+        The modules and classes in which the callable can be replaced, and a phrase for each other object.
     """
     modules = {id(namespace(module)) for module in loaded_modules()}
     key = id(wanted)
-    found = Holders(find_copies(wanted), asked_collector=True)
+    found = Holders(find_copies(wanted), used_gc=True)
     unresolved: list[dict[Any, Any]] = []
     cells: list[types.CellType] = []
     for referrer in gc.get_referrers(wanted):
@@ -73,7 +79,7 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None,
                 unresolved.append(referrer)
         elif isinstance(referrer, types.CellType):
             cells.append(referrer)
-        elif referrer is not but and not isinstance(referrer, (*_TRANSIENT, *ignore)):
+        elif referrer is not exclude and not isinstance(referrer, (*_TRANSIENT, *ignore)):
             found.unreachable.append(_describe(referrer))
     found.unreachable += _closures_over(cells)
     classes = {id(_own_namespace(owner)): owner} if isinstance(owner, type) else {}
@@ -88,7 +94,7 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), but: Any = None,
 
 
 def _named(owner: Any, held: dict[Any, Any], key: int) -> list[Holder]:
-    # Without bytecode: of some 200,000 names beside vLLM hardly one is the callable's.
+    # In C rather than in bytecode: with vLLM there are some 200,000 names, and hardly any is the callable's.
     if key not in map(id, list(held.values())):
         return []
     return [Holder(owner, name) for name, value in list(held.items()) if id(value) == key]
@@ -107,7 +113,7 @@ def _own_namespace(owner: type) -> object:
 
 
 def _closures_over(cells: list[types.CellType]) -> list[str]:
-    """Name the functions that close over the callable, but for replacements of this package."""
+    """Name the functions that close over the callable, except replacements of this package."""
     closures = [r for r in gc.get_referrers(*cells) if isinstance(r, tuple)] if cells else []
     owners = [r for r in gc.get_referrers(*closures) if isinstance(r, types.FunctionType)] if closures else []
     keys = {id(closure) for closure in closures}

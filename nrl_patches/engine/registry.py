@@ -7,11 +7,14 @@ import pkgutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import TypeVar
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect, Patch
 from nrl_patches.errors import DeclarationError, Problem, UndoError
 
-__all__ = ["RETIRED", "Broken", "Registry", "load"]
+__all__ = ["RETIRED", "Broken", "Registry", "load", "load_defects"]
+
+_DefectT = TypeVar("_DefectT", bound=Defect)
 
 RETIRED: Mapping[str, str] = {}
 """Tombstones: the id of each patch whose file was deleted, and since when and why nobody needs it.
@@ -68,6 +71,9 @@ class Registry:
 
         Raises:
             UndoError: There is none, or none that could be loaded.
+
+        Args:
+            patch_id: The id, such as ``vllm.radio_layer_scale``.
         """
         if patch_id in self.patches:
             return self.patches[patch_id]
@@ -86,22 +92,44 @@ def load(package: ModuleType | None = None) -> Registry:
     Args:
         package: Where to look, ``nrl_patches.patches`` by default. Modules and folders whose name begins with an
             underscore hold what several patches share.
+
+    Returns:
+        The patches, sorted by id, and the files that could not be loaded.
     """
     if package is None:
         package = importlib.import_module("nrl_patches.patches")
-    found = [_load(name, file, package.__name__) for name, file in sorted(_patch_modules(package))]
-    patches = {patch.id: patch for patch in found if isinstance(patch, Patch)}
-    return Registry(dict(sorted(patches.items())), tuple(broken for broken in found if isinstance(broken, Broken)))
+    patches, broken = _load_all(package, "patch", Patch)
+    return Registry(patches, broken)
 
 
-def _load(name: str, file: str, package: str) -> Patch | Broken:
+def load_defects(package: ModuleType | None = None) -> tuple[Mapping[str, Defect], tuple[Broken, ...]]:
+    """Import every file of a package that declares a defect without a fix.
+
+    Args:
+        package: Where to look, ``nrl_patches.defects`` by default.
+
+    Returns:
+        The defects by id, sorted, and the files that could not be loaded.
+    """
+    if package is None:
+        package = importlib.import_module("nrl_patches.defects")
+    return _load_all(package, "defect", Defect)
+
+
+def _load_all(package: ModuleType, name: str, kind: type[_DefectT]) -> tuple[dict[str, _DefectT], tuple[Broken, ...]]:
+    found = [_load(module, file, package.__name__, name, kind) for module, file in sorted(_modules(package))]
+    loaded = {one.id: one for one in found if isinstance(one, kind)}
+    return dict(sorted(loaded.items())), tuple(one for one in found if isinstance(one, Broken))
+
+
+def _load(module: str, file: str, package: str, name: str, kind: type[_DefectT]) -> _DefectT | Broken:
     try:
-        return _patch_of(importlib.import_module(name))
+        return _declared(importlib.import_module(module), name, kind)
     except Exception as error:  # noqa: BLE001 - whatever a file raises, the others must still load
-        return Broken(name.removeprefix(f"{package}."), file, error)
+        return Broken(module.removeprefix(f"{package}."), file, error)
 
 
-def _patch_modules(package: ModuleType) -> Iterator[tuple[str, str]]:
+def _modules(package: ModuleType) -> Iterator[tuple[str, str]]:
     for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
         below = module.name.removeprefix(package.__name__)
         if not module.ispkg and "._" not in below:
@@ -109,11 +137,14 @@ def _patch_modules(package: ModuleType) -> Iterator[tuple[str, str]]:
             yield module.name, f"{folder}/{module.name.rpartition('.')[2]}.py"
 
 
-def _patch_of(module: ModuleType) -> Patch:
-    patch = getattr(module, "patch", None)
-    if not isinstance(patch, Patch):
-        raise DeclarationError(f"{module.__file__}: does not define `patch`, an instance of nrl_patches.Patch")
-    if patch.module != module.__name__:
-        raise DeclarationError(f"{module.__file__}: the first argument of Patch must be __name__, not {patch.module!r}")
-    patch.check()
-    return patch
+def _declared(module: ModuleType, name: str, kind: type[_DefectT]) -> _DefectT:
+    found = getattr(module, name, None)
+    what = kind.__name__
+    if not isinstance(found, kind):
+        raise DeclarationError(f"{module.__file__}: does not define `{name}`, an instance of nrl_patches.{what}")
+    if found.module != module.__name__:
+        raise DeclarationError(
+            f"{module.__file__}: the first argument of {what} must be __name__, not {found.module!r}"
+        )
+    found.check()
+    return found

@@ -1,4 +1,4 @@
-"""The environment variables: read here, once, and nowhere else."""
+"""The environment variables, which only this module reads, once."""
 
 from __future__ import annotations
 
@@ -19,29 +19,30 @@ VARIABLES: Mapping[str, str] = {
     "NRL_PATCHES_DISABLE": "Comma-separated ids or globs of patches that are not applied. Wins over the other lists.",
     "NRL_PATCHES_ONLY": "Comma-separated ids or globs; every other patch is not applied.",
     "NRL_PATCHES_FORCE": "Comma-separated ids or globs of patches that are applied outside their releases too.",
-    "NRL_PATCHES_STRICT": "`1` turns every problem (drift, failure, an unknown id or value) into an exception.",
+    "NRL_PATCHES_STRICT": "`1` turns every problem (drift, failure, an unmeasured release, a bad setting) into an "
+    "exception.",
 }
-"""Every variable but the opt-outs of the single patches, and what it does. The README's table is held against it."""
+"""Every variable except the opt-outs of patches, and its effect. A test compares the README's table with it."""
 
 _OTHERS = frozenset({"NRL_PATCHES_RELEASES", "NRL_DISABLE_NUMA_BINDING", "NRL_DISABLE_NUMA_MEMBIND"})
-"""Variables that look like ours and are not: of this project's own tests, and of NeMo RL."""
+"""Variables with a similar name that belong to this project's tests and to NeMo RL."""
 
 _SHOWN = 60
 _LONGEST = 1000  # Characters of an id or a glob.
-_MOST = 20  # Unknown ids that are told one by one, each with the nearest known one.
+_MOST = 20  # Unknown ids that are reported one by one, each with the nearest known one.
 _CLOSE = 0.8
 
 
 @dataclass(frozen=True)
 class Settings:
-    """What the user asked for.
+    """The user's settings.
 
     Attributes:
         strict: Whether problems raise.
-        disabled: For each patch that is not to be applied, the sentence that says who asked for that.
+        disabled: For each patch that is not to be applied, the variable that disables it, as a phrase.
         forced: The ids of the patches to apply outside their declared releases.
-        problems: What could not be understood or contradicts itself; strict mode raises it, otherwise it is logged.
-        enabled: Whether anything may be done at all.
+        problems: Invalid or contradictory values; raised under strict mode, logged otherwise.
+        enabled: False if ``NRL_PATCHES`` switches everything off.
     """
 
     strict: bool
@@ -52,7 +53,15 @@ class Settings:
 
     @classmethod
     def read(cls, environ: Mapping[str, str], registry: Registry) -> Settings:
-        """Read the variables. Never raises: a value that cannot be used is ignored and said in ``problems``."""
+        """Read the variables. Never raises: a value that cannot be used is ignored and reported in ``problems``.
+
+        Args:
+            environ: The environment variables.
+            registry: The patches whose ids and opt-outs the variables may name.
+
+        Returns:
+            The settings; without any variable, nothing is disabled or forced.
+        """
         problems: list[Problem] = []
         reader = _Reader(environ, registry, problems)
         strict = reader.switch("NRL_PATCHES_STRICT", default=False)
@@ -77,18 +86,18 @@ class Settings:
                 Problem(
                     "NRL_PATCHES_FORCE",
                     expected="patches that may be applied",
-                    found=f"{patch_id}, which is off: {disabled[patch_id]}",
-                    next_step="take it out of one of the two; it stays off",
+                    found=f"{patch_id}, which is disabled: {disabled[patch_id]}",
+                    next_step="remove it from one of the two; it stays disabled",
                 )
                 for patch_id in sorted(forced & disabled.keys())
             ]
             problems += [broken.problem for broken in registry.broken if broken.id not in excluded]
-        # Patches for one defect may share an opt-out; what is wrong with it is said once.
+        # Patches for one defect may share an opt-out; report a problem with it once.
         return cls(strict, disabled, forced - disabled.keys(), tuple(dict.fromkeys(problems)), enabled)
 
 
 class _Reader:
-    """Reads single variables, and notes in ``problems`` what cannot be used."""
+    """Reads single variables, and appends invalid values to ``problems``."""
 
     def __init__(self, environ: Mapping[str, str], registry: Registry, problems: list[Problem]) -> None:
         self.environ = environ
@@ -115,7 +124,7 @@ class _Reader:
         named: set[str] = set()
         unknown = []
         for part in dict.fromkeys(parts):
-            # What is longer than any id and more is not even read: fnmatch takes a minute for "[" x 100,000.
+            # Skip what is far longer than any id: fnmatch takes a minute for "[" x 100,000.
             matches = fnmatch.filter((*self.known, *self.broken), part) if len(part) <= _LONGEST else []
             named.update(matches)
             unknown += [] if matches else [part]
@@ -127,7 +136,7 @@ class _Reader:
         return frozenset(named)
 
     def check_names(self, known: Collection[str]) -> None:
-        """Look for variables that were probably meant to be one of ours."""
+        """Report variables that are probably misspelt names of this package's variables."""
         for variable in sorted(name for name, value in self.environ.items() if value.strip()):
             if variable in known or variable in _OTHERS or not variable.upper().startswith("NRL"):
                 continue
@@ -140,7 +149,7 @@ class _Reader:
 
     def _unknown(self, variable: str, part: str) -> None:
         if part in self.retired:
-            self._problem(variable, "a patch of this version", f"{part}, {self.retired[part]}", "take it out")
+            self._problem(variable, "a patch of this version", f"{part}, {self.retired[part]}", "remove it")
             return
         nearest = _nearest(part, (*self.known, *self.retired))
         expected = "a glob that matches a patch" if set(part) & set("*?[") else "the id of a patch"
@@ -151,11 +160,11 @@ class _Reader:
 
 
 def _meant(variable: str, known: Collection[str]) -> str:
-    """Return the variable that was probably meant by a name; empty if that seems to be somebody else's."""
+    """Return the variable that was probably meant by a name; empty if it seems to be unrelated."""
     name = variable.upper()
-    if name.startswith("NRL_PATCHES"):  # All of these are ours.
+    if name.startswith("NRL_PATCHES"):  # A prefix that no other project uses.
         return _closest(name, [ours for ours in known if ours.startswith("NRL_PATCHES")], 0)
-    # Part of a switch's name, as NRL_DISABLE_GEMMA4 or NRL_DISABLE_GEMMA4_PATCH.
+    # Part of an opt-out's name, such as NRL_DISABLE_GEMMA4 or NRL_DISABLE_GEMMA4_PATCH.
     words = set(name.split("_")) - {"PATCH"}
     partly = [ours for ours in sorted(known) if words < set(ours.split("_"))]
     if name.startswith("NRL_DISABLE_") and partly and words > {"NRL", "DISABLE"}:
@@ -173,5 +182,5 @@ def _nearest(part: str, known: Iterable[str]) -> str:
 
 
 def _shown(value: str) -> str:
-    # ascii: a surrogate or an invisible character from the environment must not break the log that tells of it.
+    # ascii: a surrogate or an invisible character from the environment must not break the log.
     return ascii(value if len(value) <= _SHOWN else f"{value[:_SHOWN]}… ({len(value)} characters)")

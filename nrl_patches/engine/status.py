@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from nrl_patches.declaration import Patch
 
-__all__ = ["Record", "State", "Status"]
+__all__ = ["TROUBLE", "Record", "State", "Status"]
 
 
 class State(str, enum.Enum):
@@ -18,10 +18,15 @@ class State(str, enum.Enum):
     NOT_INSTALLED = "not-installed"
     NOT_AFFECTED = "not-affected"
     DISABLED = "disabled"
+    UNMEASURED = "unmeasured"
     DRIFTED = "drifted"
     FAILED = "failed"
 
     __str__ = str.__str__
+
+
+TROUBLE = frozenset({State.UNMEASURED, State.DRIFTED, State.FAILED})
+"""What a user must know of: the patch may be needed, and is not there."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,10 @@ class Record:
     holds: int = 0
 
     def awaits(self, patch: Patch) -> str:
-        """Return what a pending patch waits for, as a phrase."""
+        """Return what a pending patch waits for, as a phrase.
+
+        Args:
+            patch: The patch that this is the record of.
+        """
         modules = sorted({fix.module for fix in patch.fixes if fix.target not in self.done})
         return f"waits for the import of {', '.join(modules)}"

@@ -1,11 +1,10 @@
-"""Where a target is, whether it is what its fix was written for, and what the guards of the patches look at."""
+"""Locate the target of a fix, and check that it is the code that the fix was written for."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from types import CodeType, FunctionType, ModuleType
+from types import CodeType, ModuleType
 from typing import Any, NamedTuple
 
 import wrapt
@@ -23,7 +22,6 @@ __all__ = [
     "describe",
     "locate",
     "mark_of",
-    "objection_unless",
 ]
 
 MISSING: Any = object()
@@ -47,7 +45,11 @@ class Mark(NamedTuple):
 
 
 def mark_of(function: object) -> Mark | None:
-    """Return the mark of this package on a callable, None if it carries none of its own."""
+    """Return the mark of this package on a callable, None if it carries none of its own.
+
+    Args:
+        function: Any object.
+    """
     mark = getattr(function, MARK, None)
     return Mark(*mark) if mark is not None and mark.code is getattr(function, "__code__", None) else None
 
@@ -95,6 +97,13 @@ def locate(module: ModuleType, fix: Fix) -> Site:
 
     Raises:
         MismatchError: There is nothing under that name, or nothing that can be called.
+
+    Args:
+        module: The module, executed.
+        fix: A fix whose target is in that module.
+
+    Returns:
+        The site; a ``staticmethod`` or ``classmethod`` is unwrapped to its function.
     """
     try:
         if fix.qualname.partition(".")[0] not in namespace(module):
@@ -114,6 +123,10 @@ def check(fix: Fix, site: Site) -> None:
 
     Raises:
         MismatchError: The guard objects.
+
+    Args:
+        fix: The fix.
+        site: Where its target is, see :func:`locate`.
     """
     function = site.mark.pristine if site.mark else site.function
     objection = fix.guard(function)
@@ -123,40 +136,14 @@ def check(fix: Fix, site: Site) -> None:
 
 
 def describe(function: object) -> str:
-    """Return what people call a callable: its module and qualified name."""
+    """Return what people call a callable: its module and qualified name.
+
+    Args:
+        function: Any object; a wrapt proxy is described by its wrapper, an object without a name by its type.
+    """
     if isinstance(function, wrapt.BaseObjectProxy):
         wrapper = getattr(function, "_self_wrapper", None)
         return f"a wrapt {type(function).__name__} with {describe(wrapper)}"
     name = getattr(function, "__qualname__", None)
     home = getattr(function, "__globals__", {}).get("__name__") or getattr(function, "__module__", "?")
     return f"{home}.{name}" if name else f"a {type(function).__name__}"
-
-
-def _upstream_function(function: Callable[..., Any]) -> FunctionType | None:
-    """Return the function that upstream wrote, below the decorators; None if there is no Python function."""
-    innermost = inspect.unwrap(function)
-    return innermost if isinstance(innermost, FunctionType) else None
-
-
-def objection_unless(function: Callable[..., Any], *, parameters: str = "", attributes: str = "") -> str | None:
-    """Compare a function with what a fix relies on; the usual body of a guard.
-
-    Args:
-        function: The callable found at the target.
-        parameters: Names, separated by blanks, that its signature must have.
-        attributes: Names, separated by blanks, that its code must read or write as attributes or globals.
-
-    Returns:
-        None if all of them are there, else a phrase that tells what is missing.
-    """
-    innermost = _upstream_function(function)
-    if innermost is None:
-        return "is no Python function"
-    for wanted, there, what in (
-        (parameters, inspect.signature(innermost).parameters, "has no parameter"),
-        (attributes, innermost.__code__.co_names, "does not use"),
-    ):
-        missing = [name for name in wanted.split() if name not in there]
-        if missing:
-            return f"{what} {', '.join(missing)}"
-    return None

@@ -1,4 +1,4 @@
-"""Applying the fixes of one patch, all or none, and what happens where that cannot be done."""
+"""Apply the fixes of one patch, all or none, and describe why that failed."""
 
 from __future__ import annotations
 
@@ -21,10 +21,15 @@ __all__ = ["apply_fixes", "block", "check_own", "drifted", "failed", "remove_fix
 
 
 def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[str]:
-    """Install the fixes of a patch that belong to one module; every guard is asked before the first one is installed.
+    """Install the fixes of a patch that belong to one module, after all of their guards have agreed.
+
+    Args:
+        patch: The patch.
+        fixes: Those of its fixes whose targets are in the module.
+        module: The module, executed.
 
     Returns:
-        What a user should know; see :func:`nrl_patches.engine.slots.install`.
+        Notes for the user; see :func:`nrl_patches.engine.slots.install`.
 
     Raises:
         MismatchError: A target is not what its fix was written for. No fix of this patch is left in place.
@@ -43,7 +48,7 @@ def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[
             for fix, site in missing:
                 notes += install(patch.id, fix, site)
         except Exception:
-            with suppress(UndoError):  # What somebody else has patched on top of stays, and the status says so.
+            with suppress(UndoError):  # A fix below a third-party patch stays, and the status says so.
                 uninstall(patch.id, patch.fixes)
             raise
         elsewhere = {site.mark.copy for fix, site in sites if site.mark and slot_of(patch.id, fix) is None}
@@ -53,8 +58,12 @@ def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[
 def check_own(patch: Patch, record: Record) -> None:
     """Check that it was this copy of the package that applied a patch.
 
+    Args:
+        patch: The patch.
+        record: Its record in this process.
+
     Raises:
-        UndoError: It was another one.
+        UndoError: It was another copy.
     """
     if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
         raise UndoError(
@@ -68,38 +77,57 @@ def check_own(patch: Patch, record: Record) -> None:
 
 
 def remove_fixes(patch: Patch) -> list[str]:
-    """Put back what was there before the patch.
+    """Restore what was there before the patch.
+
+    Args:
+        patch: The patch; its fixes and what blocks its targets are removed.
 
     Returns:
-        What a user should know; see :func:`nrl_patches.engine.slots.uninstall`.
+        Notes for the user; see :func:`nrl_patches.engine.slots.uninstall`.
 
     Raises:
-        UndoError: Another party has patched on top; then nothing is changed.
+        UndoError: A third party has patched on top; nothing is changed then.
     """
     with PROCESS_LOCK:
         return uninstall(patch.id, patch.fixes) + uninstall(_blocked(patch), patch.fixes)
 
 
 def block(patch: Patch, message: str) -> None:
-    """Let every target that can be found raise when it is called: required means never unknowingly without."""
+    """Make every target of a required patch that can be found raise ``RequiredPatchError`` when it is called.
+
+    Args:
+        patch: The patch, which could not be applied.
+        message: The message of the error.
+    """
     with PROCESS_LOCK:
         for fix in patch.fixes:
             if fix.module in sys.modules:
                 try:
                     site = locate(sys.modules[fix.module], fix)
                 except MismatchError:
-                    continue  # Nothing is there that could be called.
+                    continue  # There is nothing to call.
                 install(_blocked(patch), replace(fix, build=_blocker(message)), site)
 
 
 def drifted(patch: Patch, mismatch: MismatchError, decision: Decision) -> DriftedError:
-    """Return the error that tells how the target differs from what the fix was written for."""
+    """Return the error that says how the target differs from what the fix was written for.
+
+    Args:
+        patch: The patch.
+        mismatch: The difference.
+        decision: What the installed versions say.
+    """
     found = f"{mismatch.found} ({decision.reason})"
     return DriftedError(Problem(patch.id, expected=mismatch.expected, found=found, next_step=_step(patch)))
 
 
 def failed(patch: Patch, error: Exception) -> FailedError:
-    """Return the error that tells what was raised instead of a fix, with that as its cause."""
+    """Return the error that names what a fix raised, with that as its cause.
+
+    Args:
+        patch: The patch.
+        error: What was raised; the message has the file and the line.
+    """
     found = f"{type(error).__name__}: {error}"
     frames = traceback.extract_tb(error.__traceback__)
     where = f"fix {frames[-1].filename}:{frames[-1].lineno}, or report it; " if frames else ""
@@ -110,7 +138,7 @@ def failed(patch: Patch, error: Exception) -> FailedError:
 
 
 def _blocked(patch: Patch) -> str:
-    # A layer of its own: nobody may take the blocked target of a required patch for the patched one.
+    # A separate layer: the blocked target of a required patch must not be mistaken for the patched one.
     return f"{patch.id} (blocked)"
 
 
@@ -125,4 +153,4 @@ def _blocker(message: str) -> Build:
 
 
 def _step(patch: Patch) -> str:
-    return f"`nrl-patches explain {patch.id}` tells what is broken without it; {patch.opt_out}=1 silences this"
+    return f"`nrl-patches explain {patch.id}` describes the defect; {patch.opt_out}=1 switches the patch off"

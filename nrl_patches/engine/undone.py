@@ -18,8 +18,8 @@ class Undone:
     """Patches that were undone, as a context manager that applies them again when it is left.
 
     Attributes:
-        release: Called with the records when it is left.
-        records: What is kept of each patch while it is undone, by id; whoever else has undone it holds the same.
+        release: Called with the records when the context is left.
+        records: The record of each undone patch, by id, shared with other contexts that have undone it.
     """
 
     release: Callable[[dict[str, Record]], None]
@@ -32,7 +32,7 @@ class Undone:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Apply the patches again, but for those that somebody else has undone as well and not let go of."""
+        """Apply the patches again, except those that another open context has undone as well."""
         held = dict(self.records)
         self.records.clear()
         self.release(held)

@@ -1,7 +1,7 @@
-"""The one door through which every path brings nrl_patches into a process, and what is said where it stays closed.
+"""The entry point that all hosts share: imports nrl_patches into a process, and reports where that fails.
 
-Imports nothing but what is built in before it is called: interpreters execute it that never need it. Children of
-``multiprocessing`` execute it as text, because nothing of this project may be needed to say that it is missing there.
+Imports only builtin modules until it is called, since interpreters execute it that never need it. Children of
+``multiprocessing`` execute it as text: reporting that nrl_patches is missing must not need any of its modules.
 """
 
 import sys
@@ -11,7 +11,7 @@ ON = ("1", "true", "yes", "on")
 """The values of a switch, in lower case."""
 
 RECORD = "nrl_patches-1"
-"""The name of the file in which a process tells of its patches; the number is that of the record's format."""
+"""The name of the file in which a process records its patches; the number is the version of the format."""
 
 failure = ""
 """The traceback of the import of nrl_patches, where that failed here; empty otherwise."""
@@ -22,7 +22,12 @@ NEXT_STEP = "reinstall nrl-patches in this environment"
 
 
 def says(variable: str, words: tuple[str, ...]) -> bool:
-    """Whether an environment variable has one of some values."""
+    """Whether an environment variable has one of some values, in any case.
+
+    Args:
+        variable: Its name; unset counts as empty.
+        words: The values, in lower case.
+    """
     import os  # noqa: PLC0415 - see the module docstring
 
     return os.environ.get(variable, "").strip().lower() in words
@@ -47,7 +52,7 @@ def bring(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bo
     Raises:
         Exception: What the import raises, under strict mode.
     """
-    # Read here already: off means that even a broken installation of ours does nothing.
+    # Read here already: switched off, even a broken installation does nothing.
     if says("NRL_PATCHES", OFF):
         return False
     # The note is kept where two copies of nrl_patches meet.
@@ -65,7 +70,7 @@ def bring(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bo
 
 
 def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> None:
-    """Say that this process runs without patches, and keep that where the process can be asked. Acts once.
+    """Log that this process runs without patches, and record it for ``status --pid``. Acts once.
 
     Args:
         path: As for :func:`bring`.
@@ -80,27 +85,32 @@ def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str
     if failure:
         return
     _keep(path, error)
-    said = str(error)
+    message = str(error)
     if all(kind.__module__ != "nrl_patches.errors" for kind in type(error).__mro__):  # Those say what to do.
         beginning, end = (t.format(path=path, pid=os.getpid(), python=sys.executable) for t in (expected, next_step))
-        said = f"{beginning}; found {type(error).__name__}: {said}; next step: {end}"
+        message = f"{beginning}; found {type(error).__name__}: {message}; next step: {end}"
     consequence = "" if is_strict() else "; this process runs without any patch"
     logger = logging.getLogger("nrl_patches")
-    logger.error("%s%s", said, consequence)
+    logger.error("%s%s", message, consequence)
     # As nrl_patches.engine.log does, which may be the very thing that cannot be imported.
     if not logger.isEnabledFor(logging.ERROR) and sys.stderr is not None:
         with suppress(OSError, ValueError):
-            print(f"nrl_patches: {said}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
+            print(f"nrl_patches: {message}{consequence}", file=sys.stderr, flush=True)  # noqa: T201
 
 
 def write_record(text: str) -> int:
-    """Write a record into a new file in memory and return its descriptor, which the process keeps open.
+    """Write a record into a new file in memory, which the process keeps open.
 
     Args:
         text: The record, as JSON.
 
+    Returns:
+        The file descriptor, 3 or above; a program that the process executes does not inherit it.
+
     Raises:
-        OSError: There are no such files: a sandbox forbids them. AttributeError, ImportError: this system has none.
+        OSError: A sandbox forbids such files.
+        AttributeError: This system has none (``os.memfd_create``).
+        ImportError: This system has no ``fcntl``.
     """
     import os  # noqa: PLC0415
     from fcntl import F_DUPFD_CLOEXEC, fcntl  # noqa: PLC0415
@@ -115,14 +125,14 @@ def write_record(text: str) -> int:
 
 
 def _refuse(error: Exception) -> None:
-    # Once it has called them, wrapt forgets its hooks, and vLLM its plugins: whoever catches the error and imports
-    # again would go on unpatched.
+    # wrapt forgets its hooks once it has called them, and vLLM its plugins: a host that catches the error and imports
+    # again would run unpatched.
     from contextlib import suppress  # noqa: PLC0415
     from importlib.metadata import distributions  # noqa: PLC0415
 
     packages = set()
     for distribution in distributions():
-        with suppress(Exception):  # Of whatever else is installed, the metadata may be broken.
+        with suppress(Exception):  # The metadata of other distributions may be broken.
             packages |= {entry.name for entry in distribution.entry_points if entry.group == "nrl_patches.startup"}
 
     class Refusal:

@@ -17,7 +17,11 @@ _LONGEST = 7 * 24 * 3600
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """Add ``--nrl-tripwires`` and its timeout."""
+    """Add ``--nrl-tripwires`` and its timeout.
+
+    Args:
+        parser: pytest's parser of the command line and the ini file.
+    """
     group = parser.getgroup("nrl-patches")
     group.addoption(
         "--nrl-tripwires", action="store_true", help="collect one test per patch of nrl-patches: is it still needed?"
@@ -28,7 +32,11 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Register the plugin itself if it is asked for."""
+    """Register the plugin itself if ``--nrl-tripwires`` is given.
+
+    Args:
+        config: The configuration of the session.
+    """
     if config.getoption("--nrl-tripwires"):
         from nrl_patches.tripwires.pytest_plugin import TripwirePlugin  # noqa: PLC0415 - see the module docstring
 

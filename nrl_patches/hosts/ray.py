@@ -5,14 +5,14 @@ from . import door
 __all__ = ["HOOK_OF_THE_JOB", "worker"]
 
 HOOK_OF_THE_JOB = "_NRL_PATCHES_RAY_HOOK"
-"""The variable that names a setup hook of the user's own: Ray runs one, and nrl_patches.ray has put ours there."""
+"""The variable that names the user's own setup hook: Ray runs a single one, which nrl_patches.ray has set to ours."""
 
 
 def worker() -> None:
-    """Bring nrl_patches into a Ray worker; then call the setup hook that the job has of its own.
+    """Bring nrl_patches into a Ray worker; then call the job's own setup hook.
 
     Raises:
-        Exception: What the job's own hook raises. Under strict mode whatever else is wrong.
+        Exception: Whatever the job's own hook raises; under strict mode also that nrl_patches cannot be imported.
     """
     import os  # noqa: PLC0415 - see the package's docstring
     from importlib import import_module  # noqa: PLC0415

@@ -3,98 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import groupby
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
-from nrl_patches.engine.affected import Affected
+from nrl_patches.declaration import Defect
+from nrl_patches.engine.affected import FLOORS, Affected
 from nrl_patches.matrix.environments import KNOWN_GAPS
-from nrl_patches.matrix.evidence import Cell, Evidence
+from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
+from nrl_patches.matrix.judgement import Judgement, Run
 from nrl_patches.matrix.names import FUTURE, is_declared, name_environment, names_environment, parse_environment
-from nrl_patches.matrix.plan import FLOORS, axis, declared_finals, is_in_scope
+from nrl_patches.matrix.plan import axis, declared_finals, is_in_scope
 from nrl_patches.tripwires.run import PASSING, Verdict
 
-__all__ = ["Judgement", "Run", "judge"]
-
-_SHORT = 3
+__all__ = ["judge"]
 
 
-@dataclass(frozen=True)
-class Run:
-    """Consecutive releases that have the defect.
-
-    Attributes:
-        bad: They, oldest first.
-        good: The first release after them that does not have it; None if none was measured.
-    """
-
-    bad: tuple[Version, ...]
-    good: Version | None
-
-    def __str__(self) -> str:
-        """Return the run for people: "seen in 5.5.0, 5.5.1; gone in 5.5.2"."""
-        few = len(self.bad) <= _SHORT
-        seen = ", ".join(map(str, self.bad)) if few else f"{self.bad[0]} to {self.bad[-1]} ({len(self.bad)} releases)"
-        return f"seen in {seen}" + (f"; gone in {self.good}" if self.good else "")
-
-
-@dataclass(frozen=True)
-class Judgement:
-    """What the evidence says of one declaration.
-
-    Attributes:
-        patch: The patch.
-        runs: Where the defect was seen along the patch's axis.
-        objections: What keeps the declaration from being exact, one sentence each; empty if nothing does.
-        suggestion: The requirement that the evidence supports, as ``affected`` takes it; empty if there is none.
-        remarks: What else a reader should know: releases that could not be measured, and why.
-        dates: The days of the oldest and the newest measurement.
-        unmeasured: Those of the objections that measuring could answer; until then there is nothing to paste.
-    """
-
-    patch: Patch
-    runs: tuple[Run, ...]
-    objections: tuple[str, ...]
-    suggestion: tuple[str, ...]
-    remarks: tuple[str, ...]
-    dates: tuple[str, ...]
-    unmeasured: tuple[str, ...]
-
-    @property
-    def seen(self) -> str:
-        """Where the defect was seen, and when that was measured, in a line."""
-        if not self.dates:
-            return "not measured"
-        runs = "; ".join(map(str, self.runs)) or "seen nowhere"
-        return f"{runs}; measured {' to '.join(dict.fromkeys(self.dates))}"
-
-    def lines(self) -> list[str]:
-        """Return the verdict for people: one line if the declaration is exact, otherwise what to do.
-
-        ``OPEN`` is neither ``exact`` nor ``WRONG``: nothing speaks against it, but not all that matters was measured.
-        """
-        word = "exact" if not self.objections else "OPEN" if self.unmeasured == self.objections else "WRONG"
-        head = f"{word}: {self.patch.id}: {self.patch.affected}: {self.seen}"
-        lines = [head, *(f"    {line}" for line in (*self.objections, *self.remarks))]
-        return [*lines, f"    {self.advice}"] if self.objections else lines
-
-    @property
-    def advice(self) -> str:
-        """What to do about the objections."""
-        if self.unmeasured:
-            return (
-                f"measure that first, with --releases or, where it was tried, --again errors: `nrl-patches matrix "
-                f"{axis(self.patch)}`; what cannot be measured belongs into KNOWN_GAPS, with the reason"
-            )
-        if not self.suggestion:
-            return "nothing to paste: no product of ranges fits; see the page"
-        shown = self.suggestion[0] if len(self.suggestion) == 1 else self.suggestion
-        return f"paste: affected={shown!r}".replace("'", '"')
-
-
-def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgement:
+def judge(patch: Defect, evidence: Evidence, code: str | None = None) -> Judgement:
     """Compare the declaration of a patch with what was measured of it.
 
     Yanked releases and pre-releases are facts like the others, but no range is bent around them: they are remarks.
@@ -103,6 +28,9 @@ def judge(patch: Patch, evidence: Evidence, code: str | None = None) -> Judgemen
         patch: The patch.
         evidence: All measurements.
         code: The fingerprint of the patch; what was measured of other code does not count. None counts everything.
+
+    Returns:
+        The judgement; it has no objections if the declaration is exact.
     """
     facts = _Facts(patch, evidence, code)
     unmeasured = facts.unmeasured()
@@ -136,7 +64,7 @@ class _Facts:
         runs: Where the defect was seen.
     """
 
-    def __init__(self, patch: Patch, evidence: Evidence, code: str | None) -> None:
+    def __init__(self, patch: Defect, evidence: Evidence, code: str | None) -> None:
         self.patch, self.evidence = patch, evidence
         found = dict(self._found())
         self.cells = {e: c for e, c in found.items() if code in {None, c.code}}
@@ -200,10 +128,10 @@ class _Facts:
                 yield f"{environment} ({remark}) is {'' if cell.present else 'not '}affected, {_against(environment)}"
         line, floor = axis(self.patch), FLOORS.get(axis(self.patch))
         if floor is not None and self.runs and self.runs[0].bad[0] == floor:
-            yield f"nothing older than {line} {floor} is measured (FLOORS in nrl_patches/matrix/plan.py)"
+            yield f"nothing older than {line} {floor} is measured (FLOORS in nrl_patches/engine/affected.py)"
 
 
-def _runs(patch: Patch, cells: Mapping[str, Cell]) -> Iterable[Run]:
+def _runs(patch: Defect, cells: Mapping[str, Cell]) -> Iterable[Run]:
     """Yield the runs along the axis; a release is bad if the defect was seen in any of its environments."""
     states: dict[Version, bool | None] = {}
     for environment, cell in cells.items():
@@ -216,13 +144,13 @@ def _runs(patch: Patch, cells: Mapping[str, Cell]) -> Iterable[Run]:
             yield Run(tuple(versions), groups[place + 1][1][0] if place + 1 < len(groups) else None)
 
 
-def _suggest(patch: Patch, cells: Mapping[str, Cell], runs: Sequence[Run]) -> tuple[str, ...]:
+def _suggest(patch: Defect, cells: Mapping[str, Cell], runs: Sequence[Run]) -> tuple[str, ...]:
     measured = sorted({parse_environment(environment)[axis(patch)] for environment in cells})
     others = _others(patch, cells)
     return tuple(" & ".join([_range(axis(patch), run.bad, measured), *others]) for run in runs)
 
 
-def _others(patch: Patch, cells: Mapping[str, Cell]) -> list[str]:
+def _others(patch: Defect, cells: Mapping[str, Cell]) -> list[str]:
     ranges = []
     for distribution in patch.affected.distributions[1:]:
         measured = sorted({parse_environment(environment)[distribution] for environment in cells})
@@ -233,13 +161,9 @@ def _others(patch: Patch, cells: Mapping[str, Cell]) -> list[str]:
 
 def _range(distribution: str, bad: Sequence[Version], measured: Sequence[Version]) -> str:
     later = [version for version in measured if version > bad[-1]]
-    # Patch releases of the newest minor release are covered until one is measured; the next minor release is not.
-    end = later[0] if later else _next_minor(bad[-1])
-    return f"{distribution}>={bad[0].public},<{end.public}"
-
-
-def _next_minor(version: Version) -> Version:
-    return Version(f"{version.epoch}!{version.major}.{version.minor + 1}")
+    # A fix ends the range before the release that has it; otherwise it ends with the newest that was measured.
+    end = f"<{later[0].public}" if later else f"<={bad[-1].public}"
+    return f"{distribution}>={bad[0].public},{end}"
 
 
 def _agrees(suggestion: Sequence[str], known: Mapping[str, Cell]) -> bool:
@@ -264,24 +188,24 @@ def _fails(environment: str, cell: Cell) -> str:
     return f"{environment}: {cell.verdict}" + (f": {cell.error}" if cell.error else "")
 
 
-def _unmeasured(patch: Patch, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
+def _unmeasured(patch: Defect, evidence: Evidence, runs: Sequence[Run], tried: set[str]) -> list[str]:
     """The releases that the index has, that matter, and that nobody tried to measure."""
     done = {parse_environment(environment)[axis(patch)] for environment in tried}
-    left = [version for version in _finals(axis(patch), evidence) if version not in done]
+    left = [version for version in evidence.finals(axis(patch)) if version not in done]
     declared = declared_finals(patch, axis(patch), left)
     deciding = [v for v in left if v in _deciding(patch, evidence, runs) and v not in declared]
     found = {"declared": declared, "in a range, next to it or the newest": deciding}
     for run, companion in ((run, name) for run in runs for name in patch.affected.distributions[1:]):
-        others = declared_finals(patch, companion, _finals(companion, evidence))
+        others = declared_finals(patch, companion, evidence.finals(companion))
         for version in dict.fromkeys((run.bad[0], run.bad[-1])):
             missing = [v for v in others if name_environment({axis(patch): version, companion: v}) not in tried]
             found[f"declared beside {axis(patch)} {version}"] = missing
     return [f"{how}, but not measured: {', '.join(map(str, vs))}" for how, vs in found.items() if vs]
 
 
-def _deciding(patch: Patch, evidence: Evidence, runs: Sequence[Run]) -> set[Version]:
+def _deciding(patch: Defect, evidence: Evidence, runs: Sequence[Run]) -> set[Version]:
     """The releases on which the ends of a declaration rest: in a run, right beside it, and the newest."""
-    finals = _finals(axis(patch), evidence)
+    finals = evidence.finals(axis(patch))
     deciding = set(finals[-1:])
     for run in runs:
         deciding.update(version for version in finals if run.bad[0] <= version <= run.bad[-1])
@@ -290,27 +214,32 @@ def _deciding(patch: Patch, evidence: Evidence, runs: Sequence[Run]) -> set[Vers
     return deciding
 
 
-def _finals(distribution: str, evidence: Evidence) -> list[Version]:
-    known = evidence.releases.get(distribution, {})
-    finals = sorted(Version(version) for version, remark in known.items() if not remark)
-    return [version for version in finals if is_in_scope(distribution, version)]
-
-
 def _counts(environment: str) -> bool:
     return all(is_in_scope(distribution, version) for distribution, version in parse_environment(environment).items())
 
 
-def _open_ends(patch: Patch, evidence: Evidence) -> list[str]:
-    """The distributions of which the declaration names releases that are still to come."""
+def _open_ends(patch: Defect, evidence: Evidence) -> list[str]:
+    """Name the distributions of which the declaration says more than was measured: how a range ends is a claim."""
     found = []
     for part in (part for conjunction in patch.affected.alternatives for part in conjunction):
-        published = {Version(v) for v, remark in evidence.releases.get(part.distribution, {}).items() if not remark}
-        measured = {parse_environment(environment).get(part.distribution) for environment in evidence.measurements}
-        newest = max({version for version in {*published, *measured} if version is not None}, default=Version("0"))
-        to_come = (_next_minor(newest), Version(f"{newest.epoch}!{newest.major + 1}.0"), FUTURE)
-        if any(part.releases.contains(version) for version in to_come):
-            found.append(f"{part.distribution}: the range extends past {newest}, the newest measured release")
+        name = part.distribution
+        measured = {e: v for e in evidence.measurements if (v := parse_environment(e).get(name)) is not None}
+        published = {Version(v) for v, remark in evidence.releases.get(name, {}).items() if not remark}
+        newest = max({*published, *measured.values()}, default=Version("0"))
+        end, has_defect = part.end or (FUTURE, False)
+        answered = [v for e, v in measured.items() if _has_answer(patch, evidence.measurements[e]) and v > end]
+        if end > newest or part.releases.contains(FUTURE):
+            found.append(f"{name}: the range extends past {newest}, the newest measured release")
+        elif has_defect and answered:
+            found.append(
+                f"{name}: {part.text} says that {end} is the newest measured, but {max(answered)} was measured"
+            )
     return list(dict.fromkeys(found))
+
+
+def _has_answer(patch: Defect, measurement: Measurement) -> bool:
+    cell = measurement.cells.get(patch.id)
+    return cell is not None and cell.present is not None
 
 
 def _against(environment: str) -> str:
@@ -319,7 +248,7 @@ def _against(environment: str) -> str:
     return "against the range"
 
 
-def _is_along(patch: Patch, environment: str) -> bool:
+def _is_along(patch: Defect, environment: str) -> bool:
     return next(iter(parse_environment(environment))) == axis(patch)
 
 

@@ -154,6 +154,9 @@ def build(environment: str, folder: Path) -> list[Path]:
 
     Raises:
         BuildProblem: A release cannot be installed.
+
+    Returns:
+        One folder per part, in the order in which they go in front of ``sys.path``.
     """
     parts = [part for name, version in parse_environment(environment).items() for part in _recipe(name)(str(version))]
     return [build_part(part, folder) for part in parts]
@@ -168,6 +171,9 @@ def build_part(part: Part, folder: Path) -> Path:
 
     Raises:
         BuildProblem: It cannot be installed.
+
+    Returns:
+        The folder of the part, below ``folder``.
     """
     target = folder / part.folder
     if target.exists():
@@ -193,6 +199,11 @@ def declared_requirement(environment: str, dependency: str, folder: Path) -> Req
 
     Raises:
         BuildProblem: The release cannot be installed.
+
+    Args:
+        environment: Its name; it is installed if it is missing.
+        dependency: The canonical name of a distribution.
+        folder: Where the folders of all environments are.
     """
     name = next(iter(parse_environment(environment)))
     (found,) = importlib.metadata.distributions(name=name, path=[str(build(environment, folder)[0])])

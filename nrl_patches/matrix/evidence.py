@@ -16,6 +16,9 @@ from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from packaging.version import Version
+
+from nrl_patches.engine.affected import FLOORS
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.names import parse_environment
 
@@ -42,6 +45,7 @@ class Cell:
         evidence: What the probe measured then.
         patched: What it measured with the patch; empty where the tripwire did not ask.
         error: Why there is no answer, in one line.
+        forced: Where the patch does not cover the release and was forced: whether the defect was gone with it.
         seconds: How long the tripwire took.
         date: The day, ISO 8601.
         versions: Of python, torch and nrl-patches then; empty where they are those of the measurement around it.
@@ -54,6 +58,7 @@ class Cell:
     evidence: Mapping[str, float | str | bool] = field(default_factory=dict)
     patched: Mapping[str, float | str | bool] = field(default_factory=dict)
     error: str = ""
+    forced: bool | None = None
     seconds: float = 0.0
     date: str = ""
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -108,10 +113,13 @@ class Evidence:
     Attributes:
         measurements: By the name of the environment.
         releases: Each distribution's versions, oldest first, with the index's remark; see ``index.Release``.
+        code: The digests of what the patches touch and rely on, by place and release; see
+            :mod:`nrl_patches.engine.upstream_code`.
     """
 
     measurements: Mapping[str, Measurement] = field(default_factory=dict)
     releases: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
+    code: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
 
     @classmethod
     def read(cls, file: Traversable) -> Evidence:
@@ -119,6 +127,12 @@ class Evidence:
 
         Raises:
             ValueError: The file is of another schema, or not whole.
+
+        Args:
+            file: The file; it may be in an archive.
+
+        Returns:
+            The evidence; empty if there is no such file.
         """
         if not file.is_file() and not file.is_dir():
             return cls()
@@ -135,10 +149,25 @@ class Evidence:
                 )
             ) from error
 
+    def finals(self, distribution: str) -> list[Version]:
+        """Return the final releases of a distribution that are measured and judged, oldest first; no yanked one.
+
+        Args:
+            distribution: Its canonical name.
+        """
+        known = self.releases.get(distribution, {})
+        versions = sorted(Version(version) for version, remark in known.items() if not remark)
+        return [version for version in versions if version >= FLOORS.get(distribution, version)]
+
     def text(self) -> str:
         """Return the content of a ``matrix.json``: one line per cell, so that a difference can be read."""
         lines = ["{", f' "schema": {SCHEMA_VERSION},', ' "releases": {']
         lines += _joined(f"  {json.dumps(name)}: {json.dumps(dict(r))}" for name, r in sorted(self.releases.items()))
+        lines += [" },", ' "code": {']
+        lines += _joined(
+            f"  {json.dumps(place)}: {json.dumps(dict(sorted(digests.items(), key=_release)))}"
+            for place, digests in sorted(self.code.items())
+        )
         lines += [" },", ' "measurements": {']
         in_order = sorted(self.measurements.items(), key=lambda pair: [*parse_environment(pair[0]).items()])
         lines += _joined(f"  {json.dumps(name)}: {_text(measurement)}" for name, measurement in in_order)
@@ -146,7 +175,15 @@ class Evidence:
 
 
 def write_whole(file: Path, content: str | bytes) -> None:
-    """Write a file so that whoever looks sees the old content or the new one, whatever happens meanwhile."""
+    """Write a file so that whoever looks sees the old content or the new one, whatever happens meanwhile.
+
+    Args:
+        file: The file to create or replace; its folder is created if it is missing.
+        content: What to write; text is encoded as UTF-8.
+
+    Raises:
+        OSError: It cannot be written; the old content is unchanged then.
+    """
     file.parent.mkdir(parents=True, exist_ok=True)
     descriptor, made = tempfile.mkstemp(prefix=f".{file.name}.", dir=file.parent)
     try:
@@ -168,6 +205,10 @@ def _step(file: Traversable) -> str:
     return f"delete the file, or its whole folder with `{cleaning}`; what only this file held is measured again"
 
 
+def _release(pair: tuple[str, str]) -> Version:
+    return Version(pair[0])
+
+
 def _with_versions(cell: Cell, versions: Mapping[str, str]) -> Cell:
     return dataclasses.replace(cell, versions=cell.versions or versions)
 
@@ -181,7 +222,9 @@ def _evidence(held: dict[str, Any]) -> Evidence:
         raise ValueError(f"schema {held.get('schema')}")
     for environment in held["measurements"]:
         parse_environment(environment)  # Raises here, where the file can be named, what sorting would raise later.
-    return Evidence({name: _measurement(m) for name, m in held["measurements"].items()}, held["releases"])
+    return Evidence(
+        {name: _measurement(m) for name, m in held["measurements"].items()}, held["releases"], held.get("code", {})
+    )
 
 
 def _measurement(held: dict[str, Any]) -> Measurement:
@@ -199,8 +242,8 @@ def _text(measurement: Measurement) -> str:
 
 
 def _fields(cell: Cell) -> dict[str, Any]:
-    fields = dataclasses.asdict(cell)
-    return fields if cell.versions else {name: value for name, value in fields.items() if name != "versions"}
+    empty: Mapping[str, object] = {"versions": {}, "forced": None}
+    return {name: value for name, value in dataclasses.asdict(cell).items() if empty.get(name, cell) != value}
 
 
 def _joined(lines: Any) -> list[str]:

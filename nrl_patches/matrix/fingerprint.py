@@ -10,25 +10,30 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
+from nrl_patches.engine.upstream_code import shown
 
 __all__ = ["fingerprint"]
 
-_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out"})
-_NOT_CODE = frozenset({"ctx", "kind", "type_comment", "type_params"})  # Some Pythons have them, some not.
+_FOR_PEOPLE = frozenset({"affected", "upstream", "opt_out", "relies_on", "victims", "advice", "measured"})
 
 
-def fingerprint(patch: Patch) -> str:
-    """Return 12 hexadecimal digits that change when the code of a patch does; the same under every Python."""
+def fingerprint(patch: Defect) -> str:
+    """Return 12 hexadecimal digits that change when the code of a patch does; the same under every Python.
+
+    Args:
+        patch: The patch; its file and every shared module that this imports count.
+    """
     digest = hashlib.sha256()
     for tree in _trees(patch.module).values():
-        digest.update(_shown(tree).encode())
+        digest.update(shown(tree, _without_declaration).encode())
     return digest.hexdigest()[:12]
 
 
 def _trees(module: str) -> dict[str, ast.AST]:
     """The syntax of a module and of what it imports from the patches around it, by name, sorted."""
-    package = "nrl_patches.patches" if module.startswith("nrl_patches.patches.") else module.partition(".")[0]
+    own = module.startswith(("nrl_patches.patches.", "nrl_patches.defects."))
+    packages = ("nrl_patches.patches.", "nrl_patches.defects.") if own else (f"{module.partition('.')[0]}.",)
     found: dict[str, ast.AST] = {}
     todo = [module]
     while todo:
@@ -36,7 +41,7 @@ def _trees(module: str) -> dict[str, ast.AST]:
         source = None if name in found else _source(name)
         if source is not None:
             found[name] = ast.parse(source)
-            todo += [i for i in _imported(found[name], name) if i.startswith(f"{package}.")]
+            todo += [i for i in _imported(found[name], name) if i.startswith(packages)]
     return dict(sorted(found.items()))
 
 
@@ -63,17 +68,12 @@ def _imported(tree: ast.AST, module: str) -> Iterator[str]:
             yield from (origin, *(f"{origin}.{name.name}" for name in node.names))
 
 
-def _shown(node: object) -> str:
-    # Not ast.dump: what that shows of empty fields is another thing in every Python.
-    if isinstance(node, list):
-        return f"[{','.join(_shown(item) for item in node if not _is_docstring(item))}]"
-    if not isinstance(node, ast.AST):
-        return repr(node)
-    fields = {name: value for name, value in ast.iter_fields(node) if name not in _NOT_CODE and value not in (None, [])}
-    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "Patch":
-        fields["keywords"] = [keyword for keyword in node.keywords if keyword.arg not in _FOR_PEOPLE]
-    return f"{type(node).__name__}({','.join(f'{name}={_shown(value)}' for name, value in fields.items())})"
-
-
-def _is_docstring(node: object) -> bool:
-    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+def _without_declaration(node: ast.AST, name: str, value: object) -> object:
+    if (
+        name == "keywords"
+        and isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Name)
+        and node.func.id in {"Patch", "Defect"}
+    ):
+        return [keyword for keyword in node.keywords if keyword.arg not in _FOR_PEOPLE]
+    return value

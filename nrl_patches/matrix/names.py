@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.affected import Affected, Answer
 from nrl_patches.engine.distributions import Installed
 
@@ -18,18 +18,34 @@ FUTURE = Version("9999")
 
 
 def parse_environment(environment: str) -> dict[str, Version]:
-    """Return the releases that an environment is named by, in its order."""
+    """Return the releases that an environment is named by, in its order.
+
+    Args:
+        environment: Such as ``nemo-automodel==0.6.0 & transformers==5.12.1``.
+
+    Raises:
+        ValueError: It has another form.
+    """
     parts = (part.split("==") for part in environment.split(" & "))
     return {canonicalize_name(name): Version(version) for name, version in parts}
 
 
 def name_environment(releases: Mapping[str, Version | str]) -> str:
-    """Return the name of an environment; the inverse of :func:`parse_environment`."""
+    """Return the name of an environment; the inverse of :func:`parse_environment`.
+
+    Args:
+        releases: The version of each distribution, in the order of the name.
+    """
     return " & ".join(f"{name}=={version}" for name, version in releases.items())
 
 
-def is_declared(patch: Patch, environment: str) -> bool:
-    """Return whether the ``affected`` of a patch names an environment."""
+def is_declared(patch: Defect, environment: str) -> bool:
+    """Return whether the ``affected`` of a patch names an environment.
+
+    Args:
+        patch: The patch.
+        environment: The name of the environment; a distribution that it does not name counts as not installed.
+    """
     return names_environment(patch.affected, environment)
 
 

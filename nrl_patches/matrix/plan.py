@@ -9,23 +9,16 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
-from nrl_patches.engine.affected import Range
+from nrl_patches.declaration import Defect
+from nrl_patches.engine.affected import FLOORS, Range
 from nrl_patches.matrix.index import Release
 from nrl_patches.matrix.names import FUTURE, name_environment, parse_environment
 
-__all__ = ["COMPANIONS", "FLOORS", "MARGIN", "Selection", "Task", "axis", "declared_finals", "is_in_scope", "plan"]
+__all__ = ["COMPANIONS", "MARGIN", "Selection", "Task", "axis", "declared_finals", "is_in_scope", "plan"]
 
 
 MARGIN = 2
 """How many releases before and after the declared ones are measured too."""
-
-FLOORS: Mapping[str, Version] = {"vllm": Version("0.6.3")}
-"""Nothing older is measured or judged, though a defect may be there too: a declared range may begin there.
-
-vLLM: in every release from there on the probes run with what :data:`~nrl_patches.matrix.environments.RECIPES` puts
-beside it; 0.6.2 calls itself 0.6.1.dev238, and those before 0.6.0 import more than that (librosa, outlines, triton).
-"""
 
 COMPANIONS: Mapping[str, str] = {"nemo-automodel": "transformers", "peft": "transformers"}
 """Distributions that do not import without another one that has patches of its own."""
@@ -58,17 +51,26 @@ class Selection:
 
 
 def is_in_scope(distribution: str, version: Version) -> bool:
-    """Whether a release is measured and judged at all."""
+    """Whether a release is measured and judged at all.
+
+    Args:
+        distribution: Its canonical name.
+        version: The release; in scope from :data:`FLOORS` on.
+    """
     return distribution not in FLOORS or version >= FLOORS[distribution]
 
 
-def axis(patch: Patch) -> str:
-    """Return the distribution along whose releases a patch is measured: the first that it names."""
+def axis(patch: Defect) -> str:
+    """Return the distribution along whose releases a patch is measured: the first that it names.
+
+    Args:
+        patch: The patch.
+    """
     return patch.affected.distributions[0]
 
 
 def plan(
-    patches: Iterable[Patch], releases: Mapping[str, Sequence[Release]], selection: Selection, pin: Pin
+    patches: Iterable[Defect], releases: Mapping[str, Sequence[Release]], selection: Selection, pin: Pin
 ) -> list[Task]:
     """Return what to measure, newest releases first.
 
@@ -78,7 +80,7 @@ def plan(
         selection: What the user asked for.
         pin: What a release requires of its companion.
     """
-    by_axis: dict[str, list[Patch]] = {}
+    by_axis: dict[str, list[Defect]] = {}
     for patch in patches:
         by_axis.setdefault(axis(patch), []).append(patch)
     tasks: list[Task] = []
@@ -97,7 +99,7 @@ def plan(
 
 
 def _chosen(
-    distribution: str, patches: Sequence[Patch], releases: Sequence[Release], selection: Selection
+    distribution: str, patches: Sequence[Defect], releases: Sequence[Release], selection: Selection
 ) -> list[Version]:
     # A yanked release is still what somebody has installed; a pre-release is measured where it is asked for.
     usual = (r.version for r in releases if selection.prereleases or not r.version.is_prerelease)
@@ -127,7 +129,7 @@ def _margin(candidates: Sequence[Version], yanked: set[Version], place: int, ste
 def _environments(
     distribution: str,
     version: Version,
-    patches: Sequence[Patch],
+    patches: Sequence[Defect],
     releases: Mapping[str, Sequence[Release]],
     pin: Pin,
 ) -> list[str]:
@@ -145,7 +147,7 @@ def _environments(
     return [name_environment({distribution: version, companion: other}) for other in chosen]
 
 
-def _edges(companion: str, patches: Sequence[Patch], available: Sequence[Version]) -> list[Version]:
+def _edges(companion: str, patches: Sequence[Defect], available: Sequence[Version]) -> list[Version]:
     """The releases at which a declared range of the companion begins and ends, and their outer neighbours."""
     edges: set[int] = {len(available) - 1}
     for patch in patches:
@@ -156,7 +158,7 @@ def _edges(companion: str, patches: Sequence[Patch], available: Sequence[Version
     return [available[n] for n in sorted(edges)]
 
 
-def _between(patch: Patch, version: Version, releases: Mapping[str, Sequence[Release]]) -> list[str]:
+def _between(patch: Defect, version: Version, releases: Mapping[str, Sequence[Release]]) -> list[str]:
     """All declared releases of the companion, beside the first and the last release that a patch declares."""
     companion = COMPANIONS.get(axis(patch), "")
     declared = declared_finals(patch, axis(patch), [r.version for r in releases[axis(patch)] if not r.remark])
@@ -166,7 +168,7 @@ def _between(patch: Patch, version: Version, releases: Mapping[str, Sequence[Rel
     return [name_environment({axis(patch): version, companion: other}) for other in others]
 
 
-def declared_finals(patch: Patch, distribution: str, finals: Iterable[Version]) -> list[Version]:
+def declared_finals(patch: Defect, distribution: str, finals: Iterable[Version]) -> list[Version]:
     """Return those of some final releases of a distribution that a patch declares.
 
     Args:
@@ -178,7 +180,7 @@ def declared_finals(patch: Patch, distribution: str, finals: Iterable[Version]) 
     return [version for version in finals if any(r.contains(version) for r in ranges)]
 
 
-def _parts(patch: Patch, distribution: str) -> list[Range]:
+def _parts(patch: Defect, distribution: str) -> list[Range]:
     return [
         part for conjunction in patch.affected.alternatives for part in conjunction if part.distribution == distribution
     ]

@@ -22,7 +22,7 @@ from typing import Any
 from packaging.version import Version
 
 from nrl_patches import __version__
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.matrix.environments import VARIABLES, BuildProblem, build, variables
 from nrl_patches.matrix.evidence import Cell, Measurement
 from nrl_patches.matrix.names import is_declared, parse_environment
@@ -70,7 +70,7 @@ class Bench:
     """
 
     folder: Path
-    patches: Mapping[str, Patch]
+    patches: Mapping[str, Defect]
     codes: Mapping[str, str]
     timeout: float
 
@@ -78,6 +78,14 @@ class Bench:
         """Measure several environments at a time, and tell of each in the calling thread when it is done.
 
         What is left over when the caller is interrupted is not started, and what runs is killed.
+
+        Args:
+            tasks: The environments and the patches to measure there.
+            jobs: How many environments are measured at the same time.
+            done: Called with each task and its measurement, in the order in which they finish.
+
+        Raises:
+            BaseException: What interrupts the caller, or what ``done`` raises.
         """
         todo = iter(tasks)
         with ending_all() as end, ThreadPoolExecutor(jobs) as pool:
@@ -98,7 +106,15 @@ class Bench:
                 raise
 
     def measure(self, task: Task) -> Measurement:
-        """Install an environment and run the tripwires there. A problem is part of what is returned."""
+        """Install an environment and run the tripwires there. A problem is part of what is returned.
+
+        Args:
+            task: The environment and the patches to measure there.
+
+        Returns:
+            The measurement of today. Its ``problem`` says why the environment could not be installed, the ``error`` of
+            a cell why a patch could not be measured.
+        """
         versions = {
             "python": platform.python_version(),
             "torch": importlib.metadata.version("torch"),
@@ -173,6 +189,7 @@ class Bench:
             evidence=_rounded(off.get("evidence", {})),
             patched=_rounded(on.get("evidence", {})),
             error=self._in_a_line(error),
+            forced=not on["present"] if verdict == Verdict.UNCOVERED and on.get("present") is not None else None,
             seconds=round(sum(side.get("seconds", 0.0) for side in (off, on)), 1),
             date=today,
         )

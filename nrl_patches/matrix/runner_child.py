@@ -17,8 +17,9 @@ import signal
 import time
 import traceback
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
+from nrl_patches.engine.registry import load_defects
 from nrl_patches.processes.launch import describe_end
 from nrl_patches.processes.lifeline import end_with_the_starter
 from nrl_patches.tripwires.reports import as_json
@@ -37,7 +38,8 @@ def main(report_fd: int, timeout: float, ids: list[str]) -> None:
         timeout: Seconds for each side.
         ids: The patches. This process must have been started with ``NRL_PATCHES=0``.
     """
-    patches = [default_activation().registry.patches[patch_id] for patch_id in ids]
+    known = {**default_activation().registry.patches, **load_defects()[0]}
+    patches = [known[patch_id] for patch_id in ids]
     signal.alarm(math.ceil(timeout))
     for module in {fix.module for patch in patches for fix in patch.fixes}:
         # A probe that cannot do without it meets the error again, and tells of it.
@@ -50,12 +52,15 @@ def main(report_fd: int, timeout: float, ids: list[str]) -> None:
         report.write(as_json(outcomes, ()))
 
 
-def observe_in_fork(patch: Patch, timeout: float) -> Side:
+def observe_in_fork(patch: Defect, timeout: float) -> Side:
     """Run the probe of a patch in a fork of this process, which stays as it is.
 
     Args:
         patch: The patch.
         timeout: Seconds after which the fork is killed.
+
+    Returns:
+        What the probe saw; without an answer, how the fork ended.
     """
     reading, writing = os.pipe()
     lifeline, held = os.pipe()
@@ -86,7 +91,7 @@ def observe_in_fork(patch: Patch, timeout: float) -> Side:
     return Side(None, seconds=seconds, error=f"the probe {how}")
 
 
-def _answer(patch: Patch, writing: int) -> None:
+def _answer(patch: Defect, writing: int) -> None:
     try:
         seen = patch.observe()
         told: dict[str, object] = {"present": seen.present, "evidence": dict(seen.evidence), "status": "disabled"}

@@ -18,13 +18,15 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
+from nrl_patches.engine.decision import places_of
+from nrl_patches.engine.upstream_code import digest
 from nrl_patches.errors import Problem
-from nrl_patches.matrix.environments import BuildProblem, declared_requirement
+from nrl_patches.matrix.environments import BuildProblem, build, declared_requirement
 from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, write_whole
 from nrl_patches.matrix.fingerprint import fingerprint
 from nrl_patches.matrix.index import find_releases
-from nrl_patches.matrix.names import is_declared, name_environment
+from nrl_patches.matrix.names import is_declared, name_environment, parse_environment
 from nrl_patches.matrix.plan import COMPANIONS, Selection, Task, axis, plan
 from nrl_patches.matrix.runner import Bench
 from nrl_patches.tripwires.run import Verdict
@@ -55,7 +57,7 @@ class Workshop:
         others: Patches that are not measured now; what is known of them is kept as carefully.
     """
 
-    def __init__(self, folder: Path, patches: Iterable[Patch], timeout: float, others: Iterable[Patch] = ()) -> None:
+    def __init__(self, folder: Path, patches: Iterable[Defect], timeout: float, others: Iterable[Defect] = ()) -> None:
         self.folder = folder.resolve()
         self.patches = {patch.id: patch for patch in patches}
         self.environments = self.folder / "environments"
@@ -64,6 +66,7 @@ class Workshop:
         self.codes = {patch.id: fingerprint(patch) for patch in self._every.values()}
         self.bench = Bench(self.environments, self.patches, self.codes, timeout)
         self.evidence = Evidence()
+        self._known: list[str] = []
 
     @property
     def cleaning(self) -> str:
@@ -127,6 +130,9 @@ class Workshop:
         Raises:
             IndexProblem: The index does not answer.
             ValueError: No release matches the selection.
+
+        Returns:
+            The environments to measure, each with the patches that have no current measurement there.
         """
         patches = self.patches.values()
         names = {name for patch in patches for name in patch.affected.distributions}
@@ -139,6 +145,7 @@ class Workshop:
         if not tasks:
             along = {axis(patch) for patch in patches}
             raise ValueError(_no_release(selection, [r.version for name in along for r in releases[name]]))
+        self._known = [task.environment for task in tasks]
         if again == "all":
             return tasks
         left = (dataclasses.replace(task, patches=self._stale(task, errors=again == "errors")) for task in tasks)
@@ -158,11 +165,14 @@ class Workshop:
             nonlocal finished
             finished += 1
             self._add(Evidence({task.environment: measurement}), measured=True)
+            self._keep_code(task.environment)
             write_whole(self.folder / _KEPT, self.evidence.text())
             left = (time.monotonic() - start) / finished * (len(tasks) - finished)
             done(task, measurement, left)
 
         self.bench.measure_all(tasks, jobs, keep)
+        for environment in self._known:
+            self._keep_code(environment)
         write_whole(self.folder / _KEPT, self.evidence.text())
 
     def clean(self) -> int:
@@ -170,6 +180,9 @@ class Workshop:
 
         Raises:
             NotOursError: Another process uses the folder, or no run ever did.
+
+        Returns:
+            The bytes; 0 if there is no such folder.
         """
         if not self.folder.exists():
             return 0
@@ -187,6 +200,25 @@ class Workshop:
             self.folder.rmdir()
             return size
         return size - disk_usage(self.folder)
+
+    def _keep_code(self, environment: str) -> None:
+        """Note what the code of its releases is that patches touch or rely on, unless that is known."""
+        releases = parse_environment(environment)
+        code = {place: dict(digests) for place, digests in self.evidence.code.items()}
+        places = {
+            (p, name, str(v))
+            for patch in self._every.values()
+            for name, v in releases.items()
+            for p in places_of(patch, name)
+        }
+        left = sorted((p, name, v) for p, name, v in places if v not in code.get(p, {}))
+        if not left:
+            return
+        with suppress(BuildProblem):  # Measuring it has met the problem, and reports it.
+            folders = [str(folder) for folder in build(environment, self.environments)]
+            for place, _, version in left:
+                code.setdefault(place, {})[version] = digest(place, folders)
+            self.evidence = dataclasses.replace(self.evidence, code=code)
 
     def _pin(self, distribution: str, version: str, companion: str) -> Requirement | None:
         try:
@@ -237,7 +269,10 @@ class Workshop:
         releases = dict(self.evidence.releases)
         for name, remarks in other.releases.items():
             releases[name] = _with_remarks(releases.get(name, {}), remarks)
-        self.evidence = Evidence(measurements, releases)
+        code = {
+            p: {**self.evidence.code.get(p, {}), **other.code.get(p, {})} for p in {*self.evidence.code, *other.code}
+        }
+        self.evidence = Evidence(measurements, releases, code)
 
 
 def disk_usage(folder: Path) -> int:
@@ -245,6 +280,9 @@ def disk_usage(folder: Path) -> int:
 
     What several names in it share counts once, and what has a name elsewhere as well (an installer's cache, whose files
     it links) not at all.
+
+    Args:
+        folder: The folder.
     """
     sizes: dict[tuple[int, int], int] = {}
     elsewhere: dict[tuple[int, int], int] = {}

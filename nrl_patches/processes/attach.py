@@ -38,7 +38,7 @@ def attach(activation: Activation, version: str, *, replaced: bool = False) -> N
     seen: dict[str, tuple[Status, Status]] = {}  # What was remembered of a patch, and was found to be otherwise.
 
     def statuses() -> list[Status]:
-        # As they are remembered: looking anew is left to those who want to know, and counts until the next change.
+        # As they are remembered: only status() looks again, and its result counts until the next change.
         broken = [Status(file.id, State.FAILED, str(file)) for file in activation.registry.broken]
         looked = [(status, seen.get(status.id, (None, status))) for status in activation.remembered()]
         return broken + [found if status == then else status for status, (then, found) in looked]

@@ -37,7 +37,11 @@ if "autowrapt.bootstrap" not in sys.modules:
 
 
 def covering(environ: Mapping[str, str]) -> dict[str, str]:
-    """Return the variables that put the patches into a program and what it starts, what is set already included."""
+    """Return the variables that put the patches into a program and into what it starts.
+
+    Args:
+        environ: The environment variables that the program would have; what they set of these is kept.
+    """
     groups = [group.strip() for group in environ.get(VARIABLE, "").split(",") if group.strip()]
     path = environ.get("PYTHONPATH", "")
     if str(STARTUP) not in path.split(os.pathsep):
@@ -46,7 +50,11 @@ def covering(environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def interpreter_of(program: str) -> str | None:
-    """Return the Python interpreter that a program is, or whose script it is; None for other programs."""
+    """Return the Python interpreter that a program is, or whose script it is; None for other programs.
+
+    Args:
+        program: The path of the program.
+    """
     if _is_python(program):
         return program
     beginning = beginning_of(program)
@@ -58,17 +66,28 @@ def interpreter_of(program: str) -> str | None:
 
 
 def missing_in(interpreter: str) -> str:
-    """Return what was found in place of all that startup files of ours need to work; empty if nothing is missing."""
-    # Asked as the command will be started: autowrapt's startup file does nothing that shows without its variable.
+    """Return what an interpreter lacks for ``nrl-patches run``, as a phrase; empty if nothing is missing.
+
+    Args:
+        interpreter: The path of the interpreter; it is started, and killed after five minutes.
+
+    Raises:
+        OSError: It cannot be started.
+    """
+    # With the environment of the command: without its variable, autowrapt's startup file has no visible effect.
     environ = os.environ | covering(os.environ)
     done = run_code(_CHECK, timeout=_TIMEOUT, python=interpreter, environ=environ, apart=True)
     if done.code is None:
-        return f"no answer to the question within {_TIMEOUT} s"
-    return (done.errors.strip().splitlines() or ["no answer to the question"])[-1] if done.code else ""
+        return f"no answer within {_TIMEOUT} s"
+    return (done.errors.strip().splitlines() or ["no answer"])[-1] if done.code else ""
 
 
 def beginning_of(program: str) -> bytes:
-    """Return how a file begins; a null byte where it cannot be read."""
+    """Return the first 4096 bytes of a file; a null byte if it cannot be read.
+
+    Args:
+        program: The path of the file.
+    """
     try:
         with Path(program).open("rb") as file:
             return file.read(4096)
@@ -77,5 +96,5 @@ def beginning_of(program: str) -> bytes:
 
 
 def _is_python(program: str) -> bool:
-    # Others of the kind, as a user's own python-train.sh, would be executed by the question.
+    # Programs with similar names, such as a user's own python-train.sh, must not be executed.
     return re.fullmatch(r"python[\d.]*t?", Path(program).name) is not None

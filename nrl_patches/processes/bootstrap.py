@@ -1,13 +1,13 @@
 """The first lines of every interpreter that this package starts.
 
 ``launch.py`` hands them over as text, with ``-c``, because a module would have to be imported first. They run on any
-Python from 3.6 on, ours or one that a user has named. Arguments: the file descriptor of a pipe, the folder of our
-package or nothing, the code to execute, its arguments.
+Python from 3.6 on, the present one or one that a user has named. Arguments: the file descriptor of a pipe, the folder
+of this package or nothing, the code to execute, its arguments.
 """
 
 import sys
 
-# The current directory, before anything can be imported from it; Python 3.11 and later heed PYTHONSAFEPATH.
+# The current directory, before anything can be imported from it; Python 3.11 and later respect PYTHONSAFEPATH.
 if not getattr(sys.flags, "safe_path", False) and sys.path[:1] == [""]:
     del sys.path[0]
 

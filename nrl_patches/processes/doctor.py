@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import nrl_patches
-from nrl_patches.engine.status import State
+from nrl_patches.engine.status import TROUBLE
 from nrl_patches.front_door import activation
 from nrl_patches.processes.autowrapt import GROUP, NOT_EXECUTED, VARIABLE, covering
 from nrl_patches.processes.inspection import look_into
@@ -97,7 +97,15 @@ class Finding:
 
 
 def check_settings(environ: Mapping[str, str]) -> list[Finding]:
-    """Check that nothing is switched off, and that every variable of ours could be understood."""
+    """Check that nothing is switched off, and that every variable of ours could be understood.
+
+    Args:
+        environ: The environment variables.
+
+    Returns:
+        A problem if everything is switched off; otherwise one finding per variable that could not be understood and
+        one per patch that a variable disables.
+    """
     registry, settings = activation().registry, activation().settings
     if not settings.enabled:
         return [Finding("NRL_PATCHES", f"{environ.get('NRL_PATCHES')!r}, which switches all off", "unset it")]
@@ -114,7 +122,14 @@ def check_settings(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def check_vllm_plugins(environ: Mapping[str, str]) -> list[Finding]:
-    """Check that vLLM may load our plugin: VLLM_PLUGINS, where it is set at all, names those that it may."""
+    """Check that vLLM may load our plugin: VLLM_PLUGINS, where it is set at all, names those that it may.
+
+    Args:
+        environ: The environment variables.
+
+    Returns:
+        One problem if ``VLLM_PLUGINS`` is set and does not name our plugin, otherwise nothing.
+    """
     allowed = environ.get("VLLM_PLUGINS")
     if allowed is None or PLUGIN in allowed.split(","):
         return []
@@ -123,7 +138,11 @@ def check_vllm_plugins(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def check_entry_points() -> list[Finding]:
-    """Check that hosts can find us: they ask the metadata of what is installed, not the import path."""
+    """Check that hosts can find us: they ask the metadata of what is installed, not the import path.
+
+    Returns:
+        One problem if the installed metadata has no entry point of ours, otherwise nothing.
+    """
     plugins = importlib.metadata.entry_points(group="vllm.general_plugins")
     if any(plugin.name == PLUGIN for plugin in plugins) and importlib.util.find_spec("nrl_patches_hosts"):
         return []
@@ -132,7 +151,14 @@ def check_entry_points() -> list[Finding]:
 
 
 def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
-    """Check that `nrl-patches run` works here, if this environment comes from it."""
+    """Check that `nrl-patches run` works here, if this environment comes from it.
+
+    Args:
+        environ: The environment variables.
+
+    Returns:
+        One problem if autowrapt is missing or its startup file is not executed, otherwise nothing.
+    """
     if not _is_from_run(environ) or "autowrapt.bootstrap" in sys.modules:
         return []
     lacking = NOT_EXECUTED if importlib.util.find_spec("autowrapt") else "but autowrapt is not installed here"
@@ -141,7 +167,14 @@ def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
 
 
 def check_copies(path: Sequence[str]) -> list[Finding]:
-    """Check that there is one version of nrl_patches on a search path, and that its metadata says the same."""
+    """Check that there is one version of nrl_patches on a search path, and that its metadata says the same.
+
+    Args:
+        path: The entries of a search path, as in ``sys.path``; empty ones are skipped.
+
+    Returns:
+        One problem for several versions on the path, one for metadata of another version.
+    """
     entries = dict.fromkeys(str(Path(entry).resolve()) for entry in path if entry)
     copies = [copy for entry in entries if (copy := _copy_in(entry)) is not None]
     findings = []
@@ -156,7 +189,15 @@ def check_copies(path: Sequence[str]) -> list[Finding]:
 
 
 def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
-    """Check that another interpreter, for example that of a worker's virtual environment, has this version of us."""
+    """Check that another interpreter, for example that of a worker's virtual environment, has this version of us.
+
+    Args:
+        python: The interpreter, as a path or as a name on ``PATH``.
+        environ: The environment variables of the job.
+
+    Returns:
+        What it lacks: the package, this version of it, the entry points, autowrapt under ``nrl-patches run``.
+    """
     step = f'{python} -m pip install "nrl-patches=={nrl_patches.__version__}"'
     try:
         # Without its variable, autowrapt's startup file does nothing that shows.
@@ -182,7 +223,11 @@ def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
 
 
 def other_environment(environ: Mapping[str, str]) -> str | None:
-    """Return the interpreter of the activated virtual environment if that is not the one this process runs in."""
+    """Return the interpreter of the activated virtual environment if that is not the one this process runs in.
+
+    Args:
+        environ: The environment variables; ``VIRTUAL_ENV`` is read.
+    """
     active = environ.get("VIRTUAL_ENV")
     if not active or Path(active).resolve() == Path(sys.prefix).resolve():
         return None
@@ -191,7 +236,15 @@ def other_environment(environ: Mapping[str, str]) -> str | None:
 
 
 def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
-    """Check what a running process tells of its patches; one that the user has not named may have nothing to tell."""
+    """Check what a running process tells of its patches; one that the user has not named may have nothing to tell.
+
+    Args:
+        pid: The process.
+        named: Whether the user has named it; the children of a named process are not.
+
+    Returns:
+        A missing record, a failed import, and each status and note that leaves the process unpatched.
+    """
     process = look_into(pid)
     if process.problem and (named or process.unpatched):
         return [Finding(f"process {pid} ({process.command})", process.problem, "import nrl_patches there, and restart")]
@@ -213,7 +266,15 @@ def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
 
 
 def check_import(modules: Iterable[str]) -> list[Finding]:
-    """Check what remains of our patches where modules are imported before us, each in a fresh process."""
+    """Check what remains of our patches where modules are imported before us, each in a fresh process.
+
+    Args:
+        modules: The absolute names of the modules.
+
+    Returns:
+        What the patches cannot reach or what has drifted or failed, per module; one problem for a module that cannot be
+        imported.
+    """
     findings = []
     for module in modules:
         subject = f"import {module}, nrl_patches"
@@ -242,10 +303,13 @@ def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Findin
         subject: The process.
         rows: The id, the state, the reason and the notes of each patch.
         step: What to do about a note that leaves somebody unpatched.
+
+    Returns:
+        One problem per patch that has drifted or failed, and one finding per note.
     """
     findings = []
     for patch_id, state, reason, notes in rows:
-        if state in {State.DRIFTED, State.FAILED}:
+        if state in TROUBLE:
             findings.append(
                 Finding(f"{subject}: {patch_id}", f"{state}: {reason}", f"`nrl-patches explain {patch_id}`")
             )
@@ -257,7 +321,12 @@ def judge(subject: str, rows: Iterable[Sequence[Any]], step: str) -> list[Findin
 
 
 def lenient(environ: Mapping[str, str], **variables: str) -> dict[str, str]:
-    """Return the variables for a process that is to tell of problems and not to fail at the first one."""
+    """Return the variables for a process that is to tell of problems and not to fail at the first one.
+
+    Args:
+        environ: The variables of this process; ``NRL_PATCHES_STRICT`` is left out.
+        variables: What to set in addition.
+    """
     return {name: value for name, value in environ.items() if name != "NRL_PATCHES_STRICT"} | variables
 
 

@@ -15,7 +15,7 @@ from typing import Any
 import nrl_patches
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer
-from nrl_patches.engine.distributions import find_installed
+from nrl_patches.engine.decision import decide
 from nrl_patches.front_door import activation
 from nrl_patches.processes.doctor import TIMEOUT, Finding, judge, lenient
 from nrl_patches.processes.launch import Ended, describe_end, run_code
@@ -49,7 +49,11 @@ class Looked:
 
 
 def check_targets() -> Looked:
-    """Import the targets of every patch that is on and whose releases are installed, with the patches, elsewhere."""
+    """Import the targets of every patch that is on and whose releases are installed, with the patches, elsewhere.
+
+    Returns:
+        The patches looked at, what was found, and the seconds that it took; nothing if no patch is due here.
+    """
     patches = [patch for patch in activation().registry if _is_due(patch)]
     if not patches:
         return Looked()
@@ -91,7 +95,7 @@ def _is_due(patch: Patch) -> bool:
     settings = activation().settings
     if patch.id in settings.disabled:
         return False
-    return patch.id in settings.forced or patch.affected.decide(find_installed).answer in {Answer.YES, Answer.UNDECIDED}
+    return patch.id in settings.forced or decide(patch).answer in {Answer.YES, Answer.UNDECIDED}
 
 
 def _findings(

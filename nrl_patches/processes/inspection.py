@@ -1,4 +1,4 @@
-"""Looking into running processes: the records that they keep (see ``record.py``). Used by the command only."""
+"""Inspect running processes: read the records that they keep (see ``record.py``). Used by the command only."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from nrl_patches.engine.status import TROUBLE
 from nrl_patches.hosts.door import OFF, RECORD
 from nrl_patches.processes.autowrapt import GROUP, VARIABLE
 
@@ -21,7 +22,7 @@ _PROC = Path("/proc")
 _ATTEMPTS = 5
 _SHOWN = 4096  # Bytes of a command line.
 _COPIES = 16  # Records of one process.
-_LONGEST = 2**20  # Bytes of a record; of our own making it has some thousands.
+_LONGEST = 2**20  # Bytes of a record; a genuine one has some thousands.
 _LONGEST_ENVIRON, _LONGEST_MAPS = 2**23, 2**26  # More than Linux lets a process have without asking for it.
 _FIELDS = {
     "pid": int,
@@ -34,23 +35,23 @@ _FIELDS = {
     "waits": str,
     "statuses": list,
 }
-"""What a record may have, by name; nothing else is told."""
+"""The fields of a record and their types; other fields are ignored."""
 _REQUIRED = {"pid", "activated_by", "statuses"}
 _ROW = ("id", "state", "reason", "notes")
 
 
 class _TooLongError(Exception):
-    """Says how long a record is that nobody should read."""
+    """A record is too long to be read; the message has its size."""
 
 
 @dataclass(frozen=True)
 class Running:
-    """What a process says about its patches.
+    """What a process reports about its patches.
 
     Attributes:
         pid: The process.
         command: Its command line.
-        records: What each copy of nrl_patches in it tells; mostly one.
+        records: One for each copy of nrl_patches in it, so mostly one.
         problem: Why there is no record; empty if there is one.
         unpatched: Whether that leaves something unpatched: torch, without which no target is imported, is loaded there.
     """
@@ -62,7 +63,7 @@ class Running:
     unpatched: bool = False
 
     def __str__(self) -> str:
-        """Return everything, as lines for people."""
+        """Return everything as readable lines."""
         lines = [f"process {self.pid} ({self.command})"]
         lines += [f"  {self.problem}"] if self.problem else []
         for record in self.records:
@@ -80,15 +81,22 @@ class Running:
             for status in record["statuses"]:
                 lines.append(f"  {status['state']:<14}{status['id']}")
                 lines.append(f"  {'':14}{'; '.join((status['reason'], *status['notes']))}")
-        # What a process says of itself must not reach the terminal as commands.
+        # A process must not be able to send control sequences to the terminal.
         return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in "\n".join(lines))
 
 
 def look_into(pid: int) -> Running:
-    """Read the records of a process; whatever prevents that is said in the result."""
+    """Read the records of a process. Never raises: what prevents it is the ``problem`` of the result.
+
+    Args:
+        pid: The process.
+
+    Returns:
+        Its command line and up to 16 records, one per copy of nrl_patches in it.
+    """
     folder = _PROC / str(pid)
     if not _PROC.joinpath("self", "fd").exists():
-        return Running(pid, "?", problem="cannot be looked into: this system has no /proc")
+        return Running(pid, "?", problem="cannot be inspected: this system has no /proc")
     command = "?"
     try:
         text = _beginning_of(folder / "cmdline", _SHOWN) or _beginning_of(folder / "comm", _SHOWN)
@@ -98,30 +106,38 @@ def look_into(pid: int) -> Running:
     except (FileNotFoundError, ProcessLookupError):
         return Running(pid, "?", problem="there is no such process")
     except PermissionError:
-        return Running(pid, command, problem="cannot be looked into: it belongs to another user")
+        return Running(pid, command, problem="cannot be inspected: it belongs to another user")
     except _TooLongError as error:
         return Running(pid, command, problem=f"its record is not read: {error}")
     return Running(pid, command, records, problem, unpatched)
 
 
 def descendants(pid: int) -> list[int]:
-    """Return the processes that a process has started, and those that they have started, by id."""
+    """Return the processes that a process has started, and those that they have started, by id.
+
+    Args:
+        pid: The process; without ``/proc``, it has none.
+    """
     children: dict[int, list[int]] = {}
     for folder in _PROC.glob("[0-9]*"):
         children.setdefault(_parent_of(folder), []).append(int(folder.name))
     found: list[int] = []
-    asked = [pid]
-    while asked:
-        offspring = children.get(asked.pop(), [])
+    todo = [pid]
+    while todo:
+        offspring = children.get(todo.pop(), [])
         found += offspring
-        asked += offspring
+        todo += offspring
     return sorted(found)
 
 
 def is_in_trouble(process: Running) -> bool:
-    """Whether a patch has drifted or failed in a process, or nrl_patches could not be imported or is missing there."""
+    """Whether a process lacks the patches, could not import them, or has one that drifted or failed.
+
+    Args:
+        process: What :func:`look_into` returned.
+    """
     return process.unpatched or any(
-        record.get("failure") or any(status["state"] in {"drifted", "failed"} for status in record["statuses"])
+        record.get("failure") or any(status["state"] in TROUBLE for status in record["statuses"])
         for record in process.records
     )
 
@@ -138,7 +154,7 @@ def _read(link: Path) -> dict[str, Any] | None:
         if str(link.readlink()).removesuffix(" (deleted)") != f"/memfd:{RECORD}":
             return None
         for _ in range(_ATTEMPTS):
-            with suppress(ValueError, RecursionError):  # In the middle of a change, or not of our making.
+            with suppress(ValueError, RecursionError):  # In the middle of a change, or not a record.
                 record = json.loads(_content_of(link))
                 if _is_whole(record):
                     rows = [{name: row[name] for name in _ROW} for row in record["statuses"]]
@@ -147,12 +163,12 @@ def _read(link: Path) -> dict[str, Any] | None:
 
 
 def _content_of(link: Path) -> bytes:
-    # Whoever may give a file our name may also give it to a pipe, which is never opened, or fill it without end.
+    # Any process may give the name to a pipe, which never opens, or to a file without end.
     fd = os.open(link, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     with os.fdopen(fd, "rb") as file:
         found = os.fstat(fd)
         if found.st_size > _LONGEST:
-            raise _TooLongError(f"it has {found.st_size} bytes, where one of nrl_patches has some thousands")
+            raise _TooLongError(f"it has {found.st_size} bytes, where a record of nrl_patches has some thousands")
         return file.read(_LONGEST) if stat.S_ISREG(found.st_mode) else b""
 
 
@@ -162,7 +178,7 @@ def _beginning_of(file: Path, length: int) -> bytes:
 
 
 def _has_mapped(folder: Path, needle: bytes) -> bool:
-    # As many mappings as a process likes, each with a name as long as it likes.
+    # A process may have any number of mappings, with names of any length.
     with folder.joinpath("maps").open("rb") as maps:
         kept = b""
         for _ in range(_LONGEST_MAPS // _LONGEST):
@@ -176,7 +192,7 @@ def _has_mapped(folder: Path, needle: bytes) -> bool:
 
 
 def _is_whole(record: Any) -> bool:
-    # Anybody may make a file of that name, with anything in it.
+    # Any process may create a file of that name, with any content.
     if not isinstance(record, dict) or record.get("change") != record.get("complete", object()):
         return False
     known = all(isinstance(record[name], kind) for name, kind in _FIELDS.items() if name in record)
@@ -199,7 +215,7 @@ def _explain_copy(record: dict[str, Any], pid: int) -> dict[str, Any]:
     # An import that failed in the parent has failed for its forked children too.
     if not own or str(record["pid"]) in own or record.get("failure"):
         return record
-    note = f"this is the record of process {record['pid']}: the process was forked from it unnoticed by Python"
+    note = f"this is the record of process {record['pid']}: the process was forked from it without Python's knowledge"
     return {**record, "notes": [*record.get("notes", ()), note]}
 
 
@@ -209,7 +225,7 @@ def _explain_absence(folder: Path) -> tuple[str, bool]:
         return f"no record: NRL_PATCHES=0 in {whose}", False
     if GROUP.encode() in environ.get(VARIABLE.encode(), b"").replace(b" ", b"").split(b","):
         return "no record: under `nrl-patches run`, and no package with a target was imported there", False
-    # Shells, multiprocessing's own helpers and Ray's agents do without us, and are no problem.
+    # Shells, multiprocessing's own helpers and Ray's agents need no patches.
     if _has_mapped(folder, b"/libtorch_python."):
         return f"no record: torch is loaded, but {_NOT_IMPORTED}", True
     return f"no record: {_NOT_IMPORTED}", False
@@ -248,4 +264,4 @@ def _status_field(folder: Path, name: str) -> list[str]:
     return []
 
 
-_NOT_IMPORTED = "nrl_patches was not imported there, or its file descriptors were closed since"
+_NOT_IMPORTED = "nrl_patches was not imported there, or its file descriptors have been closed"

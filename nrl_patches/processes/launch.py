@@ -1,4 +1,4 @@
-"""Starting interpreters: nothing of the current directory is executed in them, and they never outlive this process.
+"""Start interpreters that execute nothing of the current directory and never outlive this process.
 
 Used by the command, the tripwires and the matrix; never by ``import nrl_patches``.
 """
@@ -37,8 +37,8 @@ class Ended:
 
     Attributes:
         code: Its exit code as ``subprocess`` has it; None if it took too long and was killed.
-        output: The end of what it wrote to stdout; and to stderr, where that was not asked for apart.
-        errors: The end of what it wrote to stderr, where that was asked for apart.
+        output: The end of what it wrote to stdout; and to stderr, unless that was kept apart.
+        errors: The end of what it wrote to stderr, if that was kept apart.
         seconds: How long it took.
     """
 
@@ -58,7 +58,7 @@ def run_code(  # noqa: PLR0913 - as subprocess has them
     pass_fds: Sequence[int] = (),
     apart: bool = False,
 ) -> Ended:
-    """Execute code in an interpreter and wait for its end, killing it and what it has started if that takes too long.
+    """Execute code in an interpreter and wait for its end; kill it and what it has started if that takes too long.
 
     Args:
         code: What to execute.
@@ -69,11 +69,14 @@ def run_code(  # noqa: PLR0913 - as subprocess has them
         pass_fds: File descriptors that it inherits.
         apart: Whether stderr is kept apart from stdout.
 
+    Returns:
+        Its exit code and the last 100,000 bytes of its output, read as text.
+
     Raises:
         OSError: The interpreter cannot be started.
     """
     start = time.monotonic()
-    # The output goes to files, and nobody waits for the end of a pipe: what was left running may hold it open.
+    # To files rather than pipes: a process that is left running may keep a pipe open.
     with tempfile.TemporaryFile() as output, tempfile.TemporaryFile() as errors:
         streams = (output, errors if apart else output)
         with start_code(code, arguments, streams=streams, python=python, environ=environ, pass_fds=pass_fds) as process:
@@ -108,8 +111,12 @@ def start_code(  # noqa: PLR0913 - as subprocess has them
         pass_fds: File descriptors that it inherits.
         cwd: Its working directory.
 
+    Yields:
+        The process, the leader of a session of its own; its stdin is ``/dev/null``.
+
     Raises:
-        OSError: The interpreter cannot be started; InterruptedError: another thread has ended all.
+        OSError: The interpreter cannot be started.
+        InterruptedError: Another thread has ended everything, see :func:`ending_all`.
     """
     reading, writing = os.pipe()
     home = "" if python else str(Path(__file__).parents[2])
@@ -117,10 +124,10 @@ def start_code(  # noqa: PLR0913 - as subprocess has them
     bootstrap = "\n".join(files.joinpath(name).read_text(encoding="utf-8") for name in _BOOTSTRAP)
     variables = dict(os.environ if environ is None else environ)
     if not variables.get("PYTHONSAFEPATH"):
-        variables["PYTHONSAFEPATH"] = "nrl_patches"  # bootstrap.py takes it away again.
+        variables["PYTHONSAFEPATH"] = "nrl_patches"  # bootstrap.py removes it again.
     process: subprocess.Popen[bytes] | None = None
     try:
-        process = subprocess.Popen(  # noqa: S603 - interpreters that the user has named, and code of ours
+        process = subprocess.Popen(  # noqa: S603 - interpreters that the user has named, and our own code
             [python or sys.executable, "-c", bootstrap, str(reading), home, code, *arguments],
             env=variables,
             stdin=subprocess.DEVNULL,
@@ -150,9 +157,9 @@ def start_code(  # noqa: PLR0913 - as subprocess has them
 
 @contextmanager
 def ending_all() -> Iterator[Callable[[], None]]:
-    """Yield a function by which one thread kills what all threads have started; until the end, nothing more starts.
+    """Yield a function with which one thread kills what all threads have started; nothing more starts afterwards.
 
-    For a pool of threads that is inside this context: who is interrupted waits for them.
+    For a pool of threads inside this context: an interrupted caller waits for them.
     """
     global _ended  # noqa: PLW0603 - of this process, like what it has started
 
@@ -170,14 +177,23 @@ def ending_all() -> Iterator[Callable[[], None]]:
 
 
 def describe_end(code: int) -> str:
-    """Return how a process ended that gave no answer, by its exit code as ``subprocess`` has it."""
+    """Return how a process without an answer ended, as a phrase.
+
+    Args:
+        code: Its exit code as ``subprocess`` has it: negative for a signal.
+    """
     if code < 0:
         return f"was killed by {signal.Signals(-code).name}"
     return f"exited with {code} without an answer"
 
 
 def tail(file: IO[bytes], length: int = _TAIL) -> str:
-    """Return the end of a file that may be of any size, as text."""
+    """Return the end of a file of any size, as text; bytes that are not UTF-8 are replaced.
+
+    Args:
+        file: The file, open for reading.
+        length: The number of bytes.
+    """
     file.seek(max(0, file.seek(0, os.SEEK_END) - length))
     return file.read(length).decode(errors="replace")
 

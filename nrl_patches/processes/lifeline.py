@@ -1,4 +1,4 @@
-"""A process group that the kernel kills when its starter ends, however that ends.
+"""Let the kernel kill a process group when the process that started it ends, in whatever way.
 
 Given as text to interpreters that cannot import it, see ``bootstrap.py``: hence no imports at the top.
 """
@@ -7,11 +7,11 @@ Given as text to interpreters that cannot import it, see ``bootstrap.py``: hence
 def end_with_the_starter(pipe: int) -> None:
     """Let the kernel kill the process group that this process leads when the other end of a pipe is closed.
 
-    Does nothing in a process that leads none, or where the system cannot do that: then only a starter that comes to an
-    orderly end kills it.
+    Does nothing in a process that does not lead its group, or where the system lacks the means: then the group is
+    killed only if the starter exits in an orderly way.
 
     Args:
-        pipe: The reading end; nobody but the starter may hold the writing one.
+        pipe: The reading end; only the starter may have the writing end open.
     """
     import os  # noqa: PLC0415 - see above
 
@@ -24,6 +24,6 @@ def end_with_the_starter(pipe: int) -> None:
         fcntl.fcntl(pipe, fcntl.F_SETSIG, 9)
         fcntl.fcntl(pipe, fcntl.F_SETFL, os.O_ASYNC | os.O_NONBLOCK)
         os.read(pipe, 1)
-    except (ImportError, AttributeError, OSError):  # The last one says that the pipe is open still.
+    except (ImportError, AttributeError, OSError):  # BlockingIOError, an OSError: the pipe is still open.
         return
     os.killpg(0, 9)  # The starter has ended already.

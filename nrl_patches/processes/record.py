@@ -1,7 +1,7 @@
-"""What this process says about its patches to others who ask: ``nrl-patches status --pid``.
+"""The record of its patches that a process keeps for ``nrl-patches status --pid``.
 
-The record is an anonymous file in memory (``memfd_create``). Nothing is written to disk. Whoever
-may look into the process finds it among its open files; it is removed when the process exits.
+The record is an anonymous file in memory (``memfd_create``). Nothing is written to disk. It is among the
+open files of the process, for those who may inspect it, and is removed when the process exits.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ __all__ = ["ProcessRecord"]
 
 
 class ProcessRecord:
-    """The record of this process; a forked child gets one of its own, with the same content."""
+    """The record of this process; a forked child gets its own, with the same content."""
 
     def __init__(self) -> None:
         self._content: dict[str, Any] = {}
@@ -30,12 +30,12 @@ class ProcessRecord:
         os.register_at_fork(after_in_child=self._after_fork)
 
     def publish(self, content: Mapping[str, Any]) -> None:
-        """Replace the content. Callers see to it that no two threads do so at once.
+        """Replace the content. Callers must ensure that no two threads do so at once.
 
         Does nothing where there are no anonymous files: macOS, or a sandbox that forbids them.
 
         Args:
-            content: What to tell, fit for JSON.
+            content: The fields of the record, serialisable as JSON.
         """
         self._content = dict(content)
         with suppress(OSError, AttributeError, ImportError):
@@ -52,7 +52,7 @@ class ProcessRecord:
         self._length = max(self._length, len(data))
 
     def _replace(self) -> None:
-        if self._is_there():  # Of the process that this one was forked from, who goes on writing to it.
+        if self._is_there():  # Of the process that this one was forked from, which keeps writing to it.
             os.close(self._fd)
         self._fd = write_record("")
         self._identity = _identity(self._fd)
@@ -60,14 +60,14 @@ class ProcessRecord:
         self._length = 0
 
     def _is_there(self) -> bool:
-        # Daemons close every file descriptor they find, and the number may be somebody else's file by now.
+        # Daemons close every file descriptor they find, and the number may have been reused.
         try:
             return self._fd >= 0 and _identity(self._fd) == self._identity
         except OSError:
             return False
 
     def _after_fork(self) -> None:
-        self._pid = -1  # In a namespace of its own, the child may have the number that its parent has in another.
+        self._pid = -1  # In another PID namespace, the child may have the number of its parent.
         if self._content:
             self.publish(self._content)
 

@@ -1,4 +1,4 @@
-"""What this process gives the children along that it starts through ``multiprocessing``.
+"""Pass the patches on to the children that this process starts through ``multiprocessing``.
 
 A forked child has everything already. A spawned one, or one of the fork server, begins with an interpreter that knows
 nothing of its parent, and learns what it needs from ``multiprocessing.spawn.get_preparation_data``: a dict that the
@@ -46,11 +46,11 @@ except Exception as error:
         raise
     report("multiprocessing", error, expected, next_step)
 """
-"""What a child executes after the text of ``hosts/door.py``: it may be that nothing of this package is found there.
+"""What a child executes after the text of ``hosts/door.py``: this package may be missing there.
 
-The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set anew
-because a fork server hands down the one that it was started with, and what is undone in the parent is undone here even
-if that server has imported the package itself. The version found here may be another.
+The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set again
+because a fork server passes on the one that it was started with, and what is undone in the parent is undone here even
+if that server has imported the package itself. The version found here may differ.
 """
 
 _EXPECTED = "multiprocessing child {pid}: expected nrl_patches as in its parent process"
@@ -58,11 +58,11 @@ _NEXT_STEP = "install nrl-patches for {python}"
 
 
 class Carried(NamedTuple):
-    """What is the same for all children, or asked for at the start of each.
+    """What is the same for all children, or determined at the start of each.
 
     Attributes:
         version: That of nrl_patches here.
-        disabled: Asked at each start of a child for the patches that are off here, with the reasons.
+        disabled: Called at each start of a child; returns the patches that are off here, with the reasons.
         variables: The environment variables that a fork server's child must have as this process has them.
         strict: Whether a child that cannot import nrl_patches fails.
     """
@@ -90,7 +90,7 @@ class _ActivationPayload:
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[str, dict[str, Any]]]:
         """Pickle as a call of ``exec``, which every interpreter has."""
-        from multiprocessing.context import get_spawning_popen  # noqa: PLC0415 - whoever pickles has imported it
+        from multiprocessing.context import get_spawning_popen  # noqa: PLC0415 - imported already when a child is pickled
 
         # Only a fork server hands down a stale environment. A launcher of the child may have set its own on purpose.
         stale = getattr(get_spawning_popen(), "method", None) == "forkserver"
@@ -98,7 +98,7 @@ class _ActivationPayload:
 
 
 def activation_path() -> str:
-    """Return the word for what brought nrl_patches into this process first; see ``hosts/door.py``."""
+    """Return the word for how nrl_patches came into this process first; see ``hosts/door.py``."""
     path: str = vars(process_module()).setdefault("path", "import")
     return path
 
@@ -109,8 +109,12 @@ def parent_version() -> str | None:
 
 
 def carry(carried: Carried) -> None:
-    """Give something along to all children from now on."""
-    child_bootstrap()  # Read while it is there: the package may be replaced while a job runs.
+    """Pass something on to all children from now on, in place of what was passed on before.
+
+    Args:
+        carried: What to pass on.
+    """
+    child_bootstrap()  # Read it now: the package may be replaced while a job runs.
     _carried[:] = [carried]
 
 
@@ -121,7 +125,7 @@ def child_bootstrap() -> str:
 
 
 def pack(data: dict[str, Any]) -> None:
-    """Put what a child needs among the data that it is prepared with; nothing where the patches are switched off.
+    """Add what a child needs to the data that it is prepared with; nothing if the patches are switched off.
 
     Args:
         data: What ``multiprocessing.spawn.get_preparation_data`` returned.
@@ -140,7 +144,7 @@ def pack(data: dict[str, Any]) -> None:
 
 
 def report_no_door() -> None:
-    """Say that children cannot be reached in this version of Python.
+    """Warn that children cannot be reached in this version of Python.
 
     Raises:
         FailedError: That, under strict mode.

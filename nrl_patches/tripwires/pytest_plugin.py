@@ -19,7 +19,12 @@ class TripwirePlugin:
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_collection_modifyitems(self, session: pytest.Session, items: list[pytest.Item]) -> None:
-        """Append one item per patch."""
+        """Append one item per patch.
+
+        Args:
+            session: The session.
+            items: What was collected; extended in place.
+        """
         items += [
             _Item.from_parent(session, name=patch.id, nodeid=f"nrl-tripwires::{patch.id}", patch=patch)
             for patch in default_activation().registry

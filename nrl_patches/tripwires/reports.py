@@ -24,12 +24,22 @@ SCHEMA_VERSION = 1
 
 
 def failing(tripwires: Sequence[Tripwire], allowed: Collection[Verdict] = ()) -> list[Tripwire]:
-    """Return the outcomes that let the run fail."""
+    """Return the outcomes that let the run fail.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+    """
     return [t for t in tripwires if t.verdict not in PASSING and t.verdict not in allowed]
 
 
 def headline(tripwires: Sequence[Tripwire], allowed: Collection[Verdict] = ()) -> str:
-    """Return the one line for people in a hurry."""
+    """Return the one line for people in a hurry.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+    """
     counts = Counter(t.verdict for t in tripwires)
     parts = ", ".join(f"{counts[verdict]} {verdict}" for verdict in Verdict if counts[verdict]) or "no patch"
     bad = len(failing(tripwires, allowed))
@@ -41,19 +51,35 @@ def headline(tripwires: Sequence[Tripwire], allowed: Collection[Verdict] = ()) -
 
 
 def as_text(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """One row per patch, then one paragraph per failing patch."""
+    """One row per patch, then one paragraph per patch that needs attention.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+
+    Returns:
+        The report, with a line feed at its end.
+    """
     width = max((len(t.id) for t in tripwires), default=0)
     lines = [headline(tripwires, allowed), ""]
     lines += [f"{t.verdict:<14}{t.id:<{width}}  {t.seconds:5.1f} s" for t in tripwires]
     for t in tripwires:
-        if t.verdict not in PASSING:
+        if t.next_step:
             lines += ["", f"{t.id}: {t.verdict}", f"  found:     {t.sentence}", f"  next step: {t.next_step}"]
             lines += [f"  file:      {t.file}", f"  upstream:  {t.upstream[0]}"]
     return "\n".join(lines) + "\n"
 
 
 def as_json(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """Everything, by the published schema."""
+    """Everything, by the published schema.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+
+    Returns:
+        One JSON object by ``schemas/tripwires-1.json``, with a line feed at its end.
+    """
     report = {
         "schema": SCHEMA_VERSION,
         "nrl_patches": __version__,
@@ -67,7 +93,15 @@ def as_json(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
 
 
 def as_junit(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """One test case per patch; an allowed failure and an absent distribution are skipped cases."""
+    """One test case per patch; an allowed failure and an absent distribution are skipped cases.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+
+    Returns:
+        An XML document with one ``testsuite``.
+    """
     bad = failing(tripwires, allowed)
     skipped = [
         t for t in tripwires if t.verdict is Verdict.NOT_INSTALLED or (t.verdict not in PASSING and t not in bad)
@@ -93,19 +127,35 @@ def as_junit(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str
 
 
 def as_markdown(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """A table, with the next step of each failing patch in its row."""
+    """A table, with the next step of each failing patch in its row.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+
+    Returns:
+        A headline and a table, in GitHub's Markdown.
+    """
     lines = [f"**{headline(tripwires, allowed)}**", "", "| verdict | patch | found | next step |", "|---|---|---|---|"]
     lines += [f"| {t.verdict} | `{t.id}` | {_cell(t.sentence)} | {_cell(t.next_step)} |" for t in tripwires]
     return "\n".join(lines) + "\n"
 
 
 def as_github(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
-    """One annotation per patch that does not pass; allowed ones are warnings."""
+    """One annotation per patch that needs attention; allowed ones are warnings, passing ones notices.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+
+    Returns:
+        The headline and one workflow command (``::error``, ``::warning``, ``::notice``) per line.
+    """
     bad = failing(tripwires, allowed)
     lines = [headline(tripwires, allowed)]
     for t in tripwires:
-        if t.verdict not in PASSING:
-            level = "error" if t in bad else "warning"
+        if t.next_step:
+            level = "error" if t in bad else "notice" if t.verdict in PASSING else "warning"
             title = f"{t.id}: {t.verdict}".replace(":", "%3A").replace(",", "%2C")
             lines.append(f"::{level} title={title}::{_annotation(f'{t.sentence}. Next step: {t.next_step}')}")
     return "\n".join(lines) + "\n"

@@ -13,8 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
-from nrl_patches.declaration import Patch
-from nrl_patches.engine.affected import Answer
+from nrl_patches.declaration import Defect
+from nrl_patches.engine.affected import Answer, Decision
+from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.processes.launch import describe_end, run_code
 
@@ -42,6 +43,7 @@ class Verdict(str, enum.Enum):
     """What a probe with and without its patch says about the declaration."""
 
     NEEDED = "needed"
+    KNOWN = "known"
     NOT_AFFECTED = "not affected"
     NOT_INSTALLED = "not installed"
     OBSOLETE = "obsolete"
@@ -52,7 +54,7 @@ class Verdict(str, enum.Enum):
     __str__ = str.__str__
 
 
-PASSING = frozenset({Verdict.NEEDED, Verdict.NOT_AFFECTED, Verdict.NOT_INSTALLED})
+PASSING = frozenset({Verdict.NEEDED, Verdict.KNOWN, Verdict.NOT_AFFECTED, Verdict.NOT_INSTALLED})
 
 
 @dataclass(frozen=True)
@@ -108,15 +110,18 @@ class Tripwire:
         return sum(side.seconds for side in (self.off, self.on) if side is not None)
 
 
-def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = None) -> Tripwire:
+def run_tripwire(patch: Defect, *, timeout: float = TIMEOUT, off: Side | None = None) -> Tripwire:
     """Run the probe of a patch without it and, where that says anything, with it, and give the verdict.
 
     Args:
         patch: The patch; only its id travels to the processes, which load it anew.
         timeout: Seconds that one side may take before it is killed.
         off: The side without the patch, where it was run already.
+
+    Returns:
+        The outcome, with both sides as far as they were run.
     """
-    decision = patch.affected.decide(find_installed)
+    decision = decide(patch)
     on: Side | None = None
     missing = missing_for(patch)
     if missing:
@@ -125,20 +130,28 @@ def run_tripwire(patch: Patch, *, timeout: float = TIMEOUT, off: Side | None = N
     else:
         off = off or run_side(patch.id, patched=False, timeout=timeout)
         # Between releases the guard decides whether the patch covers this build, and only the patched side knows.
-        undecided = decision.answer is Answer.UNDECIDED
-        if off.present is not None and (undecided or (off.present and decision.answer is Answer.YES)):
-            on = run_side(patch.id, patched=True, timeout=timeout)
-        covered = on is not None and on.status == "applied" if undecided else decision.answer is Answer.YES
+        undecided, unmeasured = (decision.answer is answer for answer in (Answer.UNDECIDED, Answer.UNMEASURED))
+        tried = bool(patch.fixes) and (undecided or unmeasured or decision.answer is Answer.YES)
+        if tried and (off.present or (undecided and off.present is not None)):
+            on = run_side(patch.id, patched=True, forced=unmeasured, timeout=timeout)
+        guarded = on is not None and on.status == "applied" if patch.fixes else bool(off.present)
+        covered = guarded if undecided else decision.answer is Answer.YES
         verdict, found, step = _verdict_on(patch, off, on, covered=covered)
         sentence = f"{found} ({decision.reason})"
+        if verdict is not Verdict.ERROR and (unmeasured or is_recognised(decision)):
+            step = _record(patch, decision, off, on)
     installed = {name: str(find_installed(name) or "not installed") for name in patch.affected.distributions}
     file = getattr(sys.modules.get(patch.module), "__file__", None) or patch.module
     declared = str(patch.affected)
     return Tripwire(patch.id, verdict, sentence, step, declared, installed, patch.upstream, file, off, on)
 
 
-def missing_for(patch: Patch) -> list[str]:
-    """Return what is not installed of what the probe of a patch needs; empty if nothing is missing."""
+def missing_for(patch: Defect) -> list[str]:
+    """Return what is not installed of what the probe of a patch needs; empty if nothing is missing.
+
+    Args:
+        patch: The patch.
+    """
     # One excluded distribution decides a pair, but its probe needs both.
     complete = any(
         all(find_installed(part.distribution) for part in conjunction) for conjunction in patch.affected.alternatives
@@ -147,9 +160,18 @@ def missing_for(patch: Patch) -> list[str]:
 
 
 def run_tripwires(
-    patches: Iterable[Patch], *, timeout: float = TIMEOUT, done: Callable[[Tripwire], None] = lambda _: None
+    patches: Iterable[Defect], *, timeout: float = TIMEOUT, done: Callable[[Tripwire], None] = lambda _: None
 ) -> list[Tripwire]:
-    """Run the tripwires of several patches, one after the other, and tell of each when it is done."""
+    """Run the tripwires of several patches, one after the other, and tell of each when it is done.
+
+    Args:
+        patches: The patches.
+        timeout: Seconds that one side may take before it is killed.
+        done: Called with each outcome.
+
+    Returns:
+        The outcomes, in the order of the patches.
+    """
     outcomes = []
     for patch in patches:
         outcomes.append(run_tripwire(patch, timeout=timeout))
@@ -157,13 +179,23 @@ def run_tripwires(
     return outcomes
 
 
-def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
+def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: float = TIMEOUT) -> Side:
     """Run the probe of a patch in a process of its own, with this patch alone or with none.
 
     A process that hangs, crashes or exits early has no opinion; the side then says what happened.
+
+    Args:
+        patch_id: The patch.
+        patched: Whether the patch is applied in that process.
+        forced: Whether it is applied whatever the versions say.
+        timeout: Seconds that the process may take before it is killed.
+
+    Returns:
+        What the probe saw; ``present`` is None where it gave no answer, and ``error`` says why.
     """
     environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
     environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
+    environ |= {"NRL_PATCHES_FORCE": patch_id} if forced else {}
     with tempfile.TemporaryFile() as report:
         fd = report.fileno()
         ended = run_code(
@@ -180,8 +212,7 @@ def run_side(patch_id: str, *, patched: bool, timeout: float = TIMEOUT) -> Side:
         return Side(None, seconds=ended.seconds, error=said)
 
 
-def _verdict_on(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> tuple[Verdict, str, str]:
-    report = f"report it to {patch.upstream[0]} or narrow `affected`"
+def _verdict_on(patch: Defect, off: Side, on: Side | None, *, covered: bool) -> tuple[Verdict, str, str]:
     for side, name in ((off, "without"), (on, "with")):
         if side is not None and side.present is None:
             return Verdict.ERROR, f"{name} the patch {side.error}", "run `nrl-patches probe` by hand; fix the probe"
@@ -192,10 +223,31 @@ def _verdict_on(patch: Patch, off: Side, on: Side | None, *, covered: bool) -> t
         return Verdict.OBSOLETE, "declared as affected, but the defect is gone", step
     if not covered:
         step = f"widen `affected` ({patch.affected}) once the fix is proven there too"
-        return Verdict.UNCOVERED, f"the defect is there, and no range covers it: {_shown(off)}", step
+        tried = "" if on is None else "; it stays with the fix" if on.present else "; it is gone with the fix"
+        return Verdict.UNCOVERED, f"the defect is there, and no range covers it: {_shown(off)}{tried}", step
+    return _verdict_on_repair(patch, off, on)
+
+
+def _verdict_on_repair(patch: Defect, off: Side, on: Side | None) -> tuple[Verdict, str, str]:
+    if not patch.fixes:
+        return Verdict.KNOWN, f"the defect is there, and is not repaired here: {_shown(off)}", patch.advice
     if on is not None and on.present:
-        return Verdict.INEFFECTIVE, f"the defect stays with the patch ({on.status}): {_shown(on)}", report
+        step = f"report it to {patch.upstream[0]} or narrow `affected`"
+        return Verdict.INEFFECTIVE, f"the defect stays with the patch ({on.status}): {_shown(on)}", step
     return Verdict.NEEDED, f"the defect is there without the patch and gone with it: {_shown(off)}", ""
+
+
+def _record(patch: Defect, decision: Decision, off: Side, on: Side | None) -> str:
+    """What to do about a release that nobody has measured, once it is measured here."""
+    step = f"`nrl-patches matrix {patch.affected.distributions[0]}` records it, and prints the range to declare"
+    if not off.present:
+        applied = is_recognised(decision) and patch.fixes
+        return f"{step}; NRL_PATCHES_DISABLE={patch.id} until then" if applied else step
+    if on is not None and on.present:
+        return f"{step}; the fix does not help there, so report it to {patch.upstream[0]}"
+    if is_recognised(decision) or not patch.fixes:
+        return step
+    return f"{step}; NRL_PATCHES_FORCE={patch.id} applies the fix until then"
 
 
 def _shown(side: Side) -> str:

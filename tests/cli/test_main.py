@@ -48,4 +48,4 @@ def test_explain():
 def test_unknown_id():
     done = command("explain", "typo")
     assert done.returncode == 2
-    assert "'typo' is no patch" in done.stderr
+    assert "'typo' is not the id of a patch" in done.stderr

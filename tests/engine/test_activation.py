@@ -94,8 +94,8 @@ def test_a_build_between_releases_is_left_alone_when_the_guard_objects(sandbox, 
         ({"target": "{name}.core:cuont"}, "cuont"),
         ({"target": "{name}.core:Counter.count"}, "Counter"),
         ({"target": "{name}.core:LIMIT"}, "a int"),
-        ({"guard": "lambda f: objection_unless(f, parameters='start')"}, "has no parameter start"),
-        ({"guard": "lambda f: objection_unless(f, attributes='enumerate')"}, "does not use enumerate"),
+        ({"guard": "lambda f: mismatch(f, parameters='start')"}, "has no parameter start"),
+        ({"guard": "lambda f: mismatch(f, attributes='enumerate')"}, "does not use enumerate"),
     ],
 )
 def test_drift(sandbox, caplog, fields, found):

@@ -101,3 +101,44 @@ def test_malformed_declarations(declaration):
 def test_releases():
     assert is_release(Version("2.13.0+cpu"))
     assert not is_release(Version("2.9.0a0+145a3a7bda.nv25.10"))
+
+
+@pytest.mark.parametrize(
+    ("version", "answer"),
+    [
+        ("5.8.0", Answer.NO),
+        ("5.24.0", Answer.YES),
+        ("5.24.0+cpu", Answer.YES),
+        ("5.24.0.dev0", Answer.UNDECIDED),
+        # Nobody knows: neither whether the defect is there, nor whether it is gone.
+        ("5.24.1", Answer.UNMEASURED),
+        ("5.24.0.post1", Answer.UNMEASURED),
+        ("5.25.0.dev0", Answer.UNMEASURED),
+        ("6.0.0", Answer.UNMEASURED),
+        (None, Answer.UNDECIDED),
+    ],
+)
+def test_a_range_that_ends_with_what_has_the_defect_ends_with_what_is_known(version, answer):
+    assert decide("transformers>=5.9.0,<=5.24.0", transformers=version) is answer
+
+
+def test_it_is_the_last_range_of_a_distribution_that_says_how_its_knowledge_ends():
+    ended = ("transformers>=5.4.0,<=5.5.4", "transformers>=5.9.0,<5.13.0")
+    assert decide(ended, transformers="5.6.0") is Answer.NO
+    assert decide(ended, transformers="5.24.0") is Answer.NO
+    open_ended = ("transformers>=5.4.0,<5.6.0", "transformers>=5.9.0,<=5.24.0")
+    assert decide(open_ended, transformers="5.6.0") is Answer.NO
+    assert decide(open_ended, transformers="5.25.0") is Answer.UNMEASURED
+    assert Affected(open_ended).spelled_out().endswith("<=5.24.0 (the newest measured, not fixed)")
+
+
+def test_what_excludes_a_pair_outweighs_what_nobody_knows():
+    pair = "nemo-automodel>=0.3.0,<0.7.0 & transformers>=5.9.0,<=5.24.0"
+    assert decide(pair, nemo_automodel="0.7.0", transformers="5.25.0") is Answer.NO
+    assert decide(pair, nemo_automodel="0.6.0", transformers="5.25.0") is Answer.UNMEASURED
+    assert decide(pair, transformers="5.25.0") is Answer.NOT_INSTALLED
+
+
+def test_what_is_older_than_the_oldest_measured_release_is_not_known_either():
+    assert decide("vllm>=0.6.3,<0.9.1", vllm="0.6.2") is Answer.UNMEASURED
+    assert decide("vllm>=0.9.1,<=0.33.0", vllm="0.6.2") is Answer.NO

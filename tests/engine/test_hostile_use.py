@@ -227,7 +227,7 @@ class TestUndo:
         bound = sandbox.core().Counter().count
         activation.undo()
         assert bound() == 2
-        assert "could not reach 1 holder(s) of count: a bound method of a Counter" in only(activation).notes
+        assert "could not reach 1 reference(s) to count: a bound method of a Counter" in only(activation).notes
 
     def test_classes_of_an_earlier_import_are_restored_too(self, sandbox):
         sandbox.distribution(core="class Counter:\n    def count(self):\n        return 1\n")

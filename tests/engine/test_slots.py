@@ -11,7 +11,7 @@ import pytest
 import wrapt
 
 import nrl_patches
-from nrl_patches.engine import slots as replacement
+from nrl_patches.engine import layers
 from nrl_patches.engine.targets import locate
 
 SHAPES = """
@@ -183,7 +183,7 @@ class TestHolders:
         activation = shapes.activate()
         (status,) = activation.status().values()
         note = status.notes[0]
-        assert "could not reach 4 holder(s) of Shape.method" in note
+        assert "could not reach 4 reference(s) to Shape.method" in note
         closure_name = f"the closure of {__name__}.closing_over.<locals>.closure"
         for phrase in ("a bound method of a Shape", "a partial", "a dict under key", closure_name):
             assert phrase in note
@@ -326,7 +326,7 @@ def closure_over(found):
 
 def others(sandbox):
     (fix,) = next(iter(sandbox.registry())).fixes
-    return replacement._count_others(replacement.Slot(locate(sandbox.core(), fix)))
+    return layers._count_others(layers.Slot(locate(sandbox.core(), fix)))
 
 
 def test_a_target_that_nobody_else_refers_to_is_known_as_such(counting):
@@ -358,10 +358,8 @@ def test_of_a_decorated_method_nothing_is_known(shapes):
 
 def test_only_the_first_of_a_targets_layers_may_skip_the_search(counting, monkeypatch):
     searched = []
-    search = replacement.find_holders
-    monkeypatch.setattr(
-        replacement, "find_holders", lambda *args, **kwargs: searched.append(1) or search(*args, **kwargs)
-    )
+    search = layers.find_holders
+    monkeypatch.setattr(layers, "find_holders", lambda *args, **kwargs: searched.append(1) or search(*args, **kwargs))
     counting.core()
     activation = counting.activate()
     assert counting.core().count() == 2
@@ -375,14 +373,14 @@ def test_only_the_first_of_a_targets_layers_may_skip_the_search(counting, monkey
 def passes(monkeypatch):
     """Whether a pass over the heap was made, for each search."""
     made = []
-    search = replacement.Slot._holders
+    search = layers.Slot._holders
 
     def remember(slot):  # Nothing here may take the callable as an argument: it would be one more holder.
         found = search(slot)
-        made.append(found.asked_collector)
+        made.append(found.used_gc)
         return found
 
-    monkeypatch.setattr(replacement.Slot, "_holders", remember)
+    monkeypatch.setattr(layers.Slot, "_holders", remember)
     return made
 
 
@@ -410,7 +408,7 @@ def test_a_copy_in_a_module_does_not_hide_a_holder_that_no_module_is(counting, b
     assert (counting.core().count(), by_name.counted(), partial()) == (2, 2, 1)
     assert passes == [True]
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+    assert "could not reach 1 reference(s) to count: a partial" in status.notes
 
 
 def test_a_module_that_is_known_under_two_names_counts_once(counting, by_name, passes, monkeypatch):
@@ -419,7 +417,7 @@ def test_a_module_that_is_known_under_two_names_counts_once(counting, by_name, p
     activation = counting.activate()
     assert passes == [True]
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a list" in status.notes
+    assert "could not reach 1 reference(s) to count: a list" in status.notes
     assert kept[0]() == 1
 
 
@@ -432,7 +430,7 @@ def test_what_somebody_keeps_of_this_packages_own_functions_hides_no_holder(coun
     activation = counting.activate()
     assert passes == [True], len(kept)
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+    assert "could not reach 1 reference(s) to count: a partial" in status.notes
     assert partial() == 1
 
 
@@ -443,19 +441,19 @@ def test_a_copy_that_another_thread_makes_meanwhile_hides_no_holder(counting, by
     activation = counting.activate()
     assert passes == [True]
     (status,) = activation.status().values()
-    assert "could not reach 1 holder(s) of count: a partial" in status.notes
+    assert "could not reach 1 reference(s) to count: a partial" in status.notes
     assert (by_name.again(), partial()) == (2, 1)
 
 
 def test_a_copy_that_is_made_during_the_search_is_noticed(counting, by_name, passes, monkeypatch):
-    find = replacement.find_copies
+    find = layers.find_copies
 
     def find_and_copy(wanted):
         found = find(wanted)
         by_name.again = wanted
         return found
 
-    monkeypatch.setattr(replacement, "find_copies", find_and_copy)
+    monkeypatch.setattr(layers, "find_copies", find_and_copy)
     counting.activate()
     assert passes == [True]
     assert by_name.again() == 2
@@ -475,7 +473,7 @@ class TestReloads:
         for _ in range(8):
             importlib.reload(core)
         gc.collect()
-        owners = [slot.site.owner for slot in gc.get_objects() if type(slot) is replacement.Slot]
+        owners = [slot.site.owner for slot in gc.get_objects() if type(slot) is layers.Slot]
         assert len([owner for owner in owners if owner is core or vars(owner).get("__module__") == core.__name__]) == 2
 
     def test_what_somebody_still_holds_is_restored(self, reloaded, monkeypatch):

@@ -37,7 +37,7 @@ import pytest
 import wrapt
 from standins import run
 
-from nrl_patches.engine.slots import Slot
+from nrl_patches.engine.layers import Slot
 from nrl_patches.engine.targets import Site
 
 KINDS = inspect.CO_GENERATOR | inspect.CO_COROUTINE | inspect.CO_ASYNC_GENERATOR

@@ -90,7 +90,7 @@ def test_what_this_package_installs_passes_all_of_it(sandbox):
     sandbox.patch(
         target=f"{sandbox.name}.core:Inner.forward",
         fix="return lambda self, x: original(self, x) * 2",
-        guard="lambda forward: objection_unless(forward, parameters='self x')",
+        guard="lambda forward: mismatch(forward, parameters='self x')",
     )
     activation = sandbox.activate()
     net, forward = sandbox.core().Net(), sandbox.core().Inner.forward

@@ -4,10 +4,10 @@ import pytest
 from packaging.version import Version
 
 from nrl_patches import Patch
+from nrl_patches.engine.affected import FLOORS
 from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.environments import KNOWN_GAPS
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
-from nrl_patches.matrix.plan import FLOORS
 
 ID = "standin.count"
 VERDICTS = {
@@ -51,7 +51,7 @@ def along(states, **more):
     ("states", "affected", "seen"),
     [
         ("gbbg", "standin>=1.1,<1.3", "seen in 1.1, 1.2; gone in 1.3"),
-        ("bbbb", "standin>=1.0,<1.4", "seen in 1.0 to 1.3 (4 releases)"),
+        ("bbbb", "standin>=1.0,<=1.3", "seen in 1.0 to 1.3 (4 releases); still there in the newest that was measured"),
         ("gbgbg", ("standin>=1.1,<1.2", "standin>=1.3,<1.4"), "seen in 1.1; gone in 1.2; seen in 1.3; gone in 1.4"),
     ],
 )
@@ -98,7 +98,7 @@ def test_a_declared_release_that_nobody_measured_is_an_objection_unless_it_was_y
 
 def test_the_neighbours_of_a_range_belong_to_the_measurement():
     releases = {"standin": INDEX | {"0.8": "", "0.9": "", "1.4": "", "1.5": ""}}
-    judgement = judge(declaring("standin>=1.0,<1.4"), along("bbbb", releases=releases))
+    judgement = judge(declaring("standin>=1.0,<=1.3"), along("bbbb", releases=releases))
     assert judgement.objections == ("in a range, next to it or the newest, but not measured: 0.9, 1.4, 1.5",)
 
 
@@ -135,7 +135,7 @@ def test_what_is_known_to_be_a_gap_or_far_from_the_range_decides_nothing(monkeyp
     assert judgement.remarks == ("standin==1.3 could not be measured: the reason",)
 
 
-@pytest.mark.parametrize("end", ["<1.5", "<3", "<9000", "!=1.4.2"])
+@pytest.mark.parametrize("end", ["<1.4", "<=1.4", "<1.5", "<3", "<9000", "!=1.4.2"])
 def test_a_range_must_not_go_on_behind_the_newest_release(end):
     judgement = judge(declaring(f"standin>=1.0,{end}"), along("bbbb", releases={"standin": INDEX}))
     assert judgement.objections == ("standin: the range extends past 1.3, the newest measured release",)
@@ -166,7 +166,7 @@ def test_a_declaration_that_became_a_pair_has_no_evidence_yet():
 
 def test_epochs_and_local_labels():
     evidence = measured({"standin==1!1.0+cpu": True, "standin==1!1.1": True})
-    assert judge(declaring("standin>=1!1.0,<1!1.2"), evidence).suggestion == ("standin>=1!1.0,<1!1.2",)
+    assert judge(declaring("standin>=1!1.0,<=1!1.1"), evidence).suggestion == ("standin>=1!1.0,<=1!1.1",)
 
 
 def test_a_range_may_begin_where_measuring_begins(monkeypatch):
@@ -174,11 +174,13 @@ def test_a_range_may_begin_where_measuring_begins(monkeypatch):
     judgement = judge(declaring("standin>=1.1,<1.3"), along("bbbg", releases={"standin": INDEX}))
     assert judgement.objections == ()
     assert judgement.seen == "seen in 1.1, 1.2; gone in 1.3; measured 2026-11-21"
-    assert judgement.remarks == ("nothing older than standin 1.1 is measured (FLOORS in nrl_patches/matrix/plan.py)",)
+    assert judgement.remarks == (
+        "nothing older than standin 1.1 is measured (FLOORS in nrl_patches/engine/affected.py)",
+    )
 
 
 def test_what_could_not_be_measured_is_said():
-    judgement = judge(declaring("standin>=1.1,<1.4"), along("gbe", problems=["standin==1.3"]))
+    judgement = judge(declaring("standin>=1.1,<=1.3"), along("gbe", problems=["standin==1.3"]))
     assert judgement.objections == ("no answer, but it matters: standin==1.2, standin==1.3",)
     assert judgement.remarks == (
         "standin==1.2 could not be measured: E: broke",
@@ -211,9 +213,9 @@ PAIR = {
 
 
 def test_a_pair_is_a_product_of_two_ranges():
-    judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(PAIR))
+    judgement = judge(declaring("front>=1,<3 & back>=2,<=2"), measured(PAIR))
     assert judgement.objections == ()
-    assert judgement.suggestion == ("front>=1,<3 & back>=2,<2.1",)
+    assert judgement.suggestion == ("front>=1,<3 & back>=2,<=2",)
     assert judgement.seen == "seen in 1, 2; gone in 3; measured 2026-11-21"
 
 
@@ -231,7 +233,7 @@ def test_a_pair_is_measured_beside_every_declared_release_of_the_other_at_both_e
 
 def test_a_pair_that_no_product_describes_gets_no_suggestion():
     crossed = PAIR | {"front==1 & back==1": True}
-    judgement = judge(declaring("front>=1,<3 & back>=2,<2.1"), measured(crossed))
+    judgement = judge(declaring("front>=1,<3 & back>=2,<=2"), measured(crossed))
     assert judgement.objections == ("front==1 & back==1 has the defect, but is not declared",)
     assert judgement.suggestion == ()
 
@@ -257,3 +259,11 @@ def test_a_pre_release_is_a_remark_because_the_guard_decides_there():
     judgement = judge(declaring("standin>=1.0,<1.1"), evidence)
     assert judgement.objections == ()
     assert judgement.remarks == ("standin==1.1rc1 (pre-release) is affected, where the guard decides, not the range",)
+
+
+def test_a_range_ends_with_what_has_the_defect_only_if_nothing_after_it_was_measured():
+    judgement = judge(declaring("standin>=1.1,<=1.2"), along("gbbg"))
+    assert judgement.objections == (
+        "standin: standin>=1.1,<=1.2 says that 1.2 is the newest measured, but 1.3 was measured",
+    )
+    assert judgement.lines()[-1] == '    paste: affected="standin>=1.1,<1.3"'

@@ -1,7 +1,6 @@
 """What every patch declares, against the evidence that the package carries; and that the evidence is about this code.
 
-A failure here says what to do: run `nrl-patches matrix`, paste what it prints, and copy its report to
-nrl_patches/evidence.
+A failure here says what to do: run `nrl-patches matrix`, paste what it prints, and write it with `--update`.
 """
 
 import re
@@ -18,6 +17,7 @@ from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.fingerprint import fingerprint
 from nrl_patches.matrix.names import is_declared, parse_environment
 from nrl_patches.matrix.plan import axis
+from nrl_patches.matrix.update import in_words
 
 EVIDENCE = Evidence.read(COMMITTED)
 PATCHES = load().patches
@@ -73,9 +73,16 @@ def test_the_evidence_does_not_tell_where_it_was_measured():
 
 
 def test_the_evidence_is_small_and_the_picture_is_there():
-    for name, most in {"matrix.json": 400_000, "matrix.svg": 300_000, "matrix.png": 300_000}.items():
-        assert 10_000 < (COMMITTED.parent / name).stat().st_size < most
-    assert "nrl_patches/matrix/data/matrix.png" in (ROOT / "README.md").read_text(encoding="utf-8")
+    for name, most in {"matrix.json": 500_000, "ranges.svg": 30_000}.items():
+        assert 5_000 < (COMMITTED.parent / name).stat().st_size < most
+    assert "nrl_patches/matrix/data/ranges.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+@every_patch
+def test_the_readme_names_the_releases_and_tells_a_fix_from_the_end_of_what_is_known(patch):
+    row = re.search(rf"^\| `{re.escape(patch.id)}` \|.*\| ([^|]*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
+    assert row is not None
+    assert row[1] == in_words(patch, EVIDENCE)
 
 
 def test_explain_quotes_the_evidence():
@@ -91,8 +98,11 @@ def test_the_nightly_workflow_runs_the_command_as_it_is():
     workflow = yaml.safe_load((ROOT / ".github" / "workflows" / "matrix.yml").read_text(encoding="utf-8"))
     assert workflow[True]["schedule"]  # YAML 1.1 reads the key `on` as a boolean.
     steps = {step["name"]: step for step in workflow["jobs"]["matrix"]["steps"] if "name" in step}
-    (line,) = (line for line in steps["Measure what is new"]["run"].splitlines() if "nrl-patches" in line)
-    words = line.partition(" | ")[0].split()
+    lines = [line.strip() for line in steps["Measure what is new"]["run"].splitlines() if "nrl-patches" in line]
+    first, second = (line.partition(" | ")[0].split() for line in lines)
+    assert first == second, "the second run measures what the first one has declared"
+    words = first
+    assert "--update" in words
     assert words[:2] == ["nrl-patches", "matrix"]
     context = matrix.make_context("matrix", words[2:])  # Raises what the command would.
     assert str(context.params["output"]) == steps["Keep the report"]["with"]["path"]

@@ -41,8 +41,11 @@ class Bench(Copy):
     def declare(self, affected, **fields):
         self.patch(probe=PROBE.format(log=str(self.log)), affected=affected, **fields)
 
+    def variables(self):
+        return {"UV_DEFAULT_INDEX": self.address, "UV_CACHE_DIR": ""}
+
     def settings(self):
-        return self.environ(UV_DEFAULT_INDEX=self.address, UV_CACHE_DIR="")
+        return self.environ(**self.variables())
 
     def command(self, *args):
         return [sys.executable, "-m", "nrl_patches", "matrix", "--jobs", "2", *args]
@@ -90,7 +93,13 @@ def test_it_measures_what_is_declared_with_a_margin_and_the_newest_and_writes_th
     assert set(bench.verdicts()) == {"1.0", "1.1", "1.2", "1.3", "1.4", "1.5", "1.6", "1.8"}
     assert done.stdout.startswith(f"exact: {ID}: standin>=1.2,<1.5: seen in 1.2, 1.3, 1.4; gone in 1.5; measured 20")
     report = bench.folder / ".nrl-patches-matrix" / "report"
-    assert {file.name for file in report.iterdir()} == {"matrix.json", "matrix.svg", "matrix.png", "matrix.html"}
+    assert {file.name for file in report.iterdir()} == {
+        "matrix.json",
+        "ranges.svg",
+        "matrix.svg",
+        "matrix.png",
+        "matrix.html",
+    }
     cell = bench.known()["standin==1.3"]["cells"][ID]
     assert (cell["present"], cell["evidence"], cell["patched"]) == (True, {"count": 1}, {"count": 2})
     assert "8/8, about 0 s left: " in done.stderr
@@ -126,7 +135,7 @@ def test_a_second_run_measures_nothing_and_a_new_release_only_itself(bench):
     done = bench.matrix()
     assert done.returncode == 1
     assert bench.probed() == ["1.7"]
-    assert 'paste: affected=("standin>=1.2,<1.5", "standin>=1.7,<1.8")' in done.stdout
+    assert 'paste: affected=("standin>=1.2,<1.5", "standin>=1.7,<=1.7")' in done.stdout
 
 
 def test_a_changed_range_measures_the_releases_it_is_about_and_a_changed_probe_all(bench):
@@ -426,4 +435,4 @@ def test_a_place_for_the_report_that_cannot_be_written_is_said_before_anything_i
     bench.write("taken", "")
     done = bench.matrix("--output", "taken")
     assert (done.returncode, bench.probed()) == (3, [])
-    assert "Error: taken: expected a folder for the report; found [Errno 17] File exists" in done.stderr
+    assert "Error: taken: expected a writable folder for the report; found [Errno 17] File exists" in done.stderr

@@ -9,7 +9,7 @@ from nrl_patches.matrix.report.page import page
 from nrl_patches.matrix.report.picture import STYLES, Cell, Panel, draw, to_svg
 
 NASTY = "<script>alert('&\"')</script>"
-RELEASES = ("5.4.0", "5.5.0", "5.5.1", "5.5.2", "5.6.0", "5.7.0", "5.8.0")
+RELEASES = ("5.4.0", "5.5.0", "5.5.1", "5.5.2", "5.6.0", "5.7.0", "5.8.0", "5.9.0")
 PAIRS = ("0.4.0 + 5.5.4", "0.6.0 + 5.12.1")
 
 
@@ -79,9 +79,9 @@ def test_every_patch_has_a_table_of_every_release_with_its_evidence(body):
 
 def test_notes_and_marks_stand_with_their_release(body):
     releases = [plain(row.find("th")) for row in section(body, "transformers.qwen_vl").findall("tbody/tr")]
-    assert releases[2:] == ["5.5.1 ▼", "5.5.2", f"5.6.0 (yanked: {NASTY})", "5.7.0", "5.8.0 △"]
+    assert releases[2:] == ["5.5.1 ▼", "5.5.2", f"5.6.0 (yanked: {NASTY})", "5.7.0", "5.8.0 △", "5.9.0"]
     caption = plain(section(body, "transformers.qwen_vl").find("caption"))
-    assert caption.startswith("Of 7 releases: needed in 1, not affected in 1, obsolete in 1")
+    assert caption.startswith("Of 8 releases: needed in 1, known in 1, not affected in 1, obsolete in 1")
     assert caption.endswith("Begins in 5.5.1. Gone in 5.8.0.")
 
 

@@ -142,9 +142,9 @@ def test_what_the_user_bootstraps_is_kept(covered):
 @pytest.mark.parametrize(
     ("command", "code", "message"),
     [
-        ("no-such-command", 127, "no-such-command: expected a command; found none of that name; next step: "),
+        ("no-such-command", 127, "no-such-command: expected a command; found none with that name; next step: "),
         ("./broken", 126, "broken: expected a program; found [Errno 8] Exec format error"),
-        ("./nrl_patches", 126, "./nrl_patches: expected a program; found none that may be executed"),
+        ("./nrl_patches", 126, "./nrl_patches: expected a program; found a file that is not executable"),
         ("./homeless", 126, "homeless: expected an interpreter; found [Errno 2] No such file or directory"),
     ],
 )

@@ -93,7 +93,7 @@ def test_a_target_whose_module_is_gone_is_never_patched(copy):
 def test_a_copy_that_the_upstream_package_has_made_of_its_own(copy):
     copy.write("standin/core.py", "import functools\ndef count():\n    return 1\nkept = functools.partial(count)\n")
     finding = only(copy, "--imports")
-    assert finding["found"] == "could not reach 1 holder(s) of count: a partial"
+    assert finding["found"] == "could not reach 1 reference(s) to count: a partial"
     assert "import nrl_patches first" not in finding["next_step"]
 
 
@@ -323,7 +323,7 @@ import functools, standin.core
 @pytest.mark.parametrize(
     ("code", "found", "unpatched"),
     [
-        ("kept = functools.partial(standin.core.count)", "could not reach 1 holder(s) of count: a partial", True),
+        ("kept = functools.partial(standin.core.count)", "could not reach 1 reference(s) to count: a partial", True),
         ("standin.core.count = lambda: 1", "on top of framework.<lambda>, which had replaced count before", False),
         ("from standin.core import count", None, False),
     ],

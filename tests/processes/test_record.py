@@ -303,7 +303,7 @@ def hidden(monkeypatch):
 @pytest.mark.usefixtures("hidden")
 def test_processes_that_the_system_hides():
     found = look_into(os.getpid())
-    assert (found.command, found.problem) == ("?", "cannot be looked into: it belongs to another user")
+    assert (found.command, found.problem) == ("?", "cannot be inspected: it belongs to another user")
     assert descendants(os.getpid()) == []
 
 
@@ -360,7 +360,7 @@ def test_a_fork_that_python_does_not_notice(copy):
         child = int(line(process))
         (note,) = told(child)["notes"]
         assert note == (
-            f"this is the record of process {process.pid}: the process was forked from it unnoticed by Python"
+            f"this is the record of process {process.pid}: the process was forked from it without Python's knowledge"
         )
 
 
@@ -441,7 +441,7 @@ UNPATCHED = """
         ("torch", {}, "no record: torch is loaded, but nrl_patches was not imported there, or its file ", 1),
         ("torch", {"NRL_PATCHES": "0"}, "no record: NRL_PATCHES=0 in its environment", 0),
         ("torch", {"AUTOWRAPT_BOOTSTRAP": "a, nrl_patches.startup"}, "no record: under `nrl-patches run`, and no ", 0),
-        ("json", {}, "no record: nrl_patches was not imported there, or its file descriptors were closed since", 0),
+        ("json", {}, "no record: nrl_patches was not imported there, or its file descriptors have been closed", 0),
     ],
 )
 def test_a_child_without_the_patches(copy, imports, environ, problem, code):

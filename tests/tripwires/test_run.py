@@ -69,8 +69,8 @@ def test_not_installed(copy):
 @pytest.mark.parametrize(
     ("installed", "said"),
     [
-        (False, "standin.count: expected an installed release of what it is about; found no standin in "),
-        (True, "standin.count: expected an answer of its probe; found SystemExit: 0; next step: "),
+        (False, "standin.count: expected its distributions to be installed; found no standin in "),
+        (True, "standin.count: expected its probe to return; found SystemExit: 0; next step: "),
     ],
 )
 def test_a_probe_that_has_no_answer_does_not_exit_as_one_that_has(copy, installed, said):

@@ -1,4 +1,4 @@
-"""Interpreters under ``nrl-patches run``: what autowrapt's startup files call; see ``sitecustomize.py`` beside it."""
+"""Interpreters under ``nrl-patches run``: what autowrapt's startup files call; see ``sitecustomize.py``."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Spares processes under ``nrl-patches run`` that never import a target the cost of waiting for one.
+"""Save the cost of waiting in processes under ``nrl-patches run`` that never import a target.
 
 With ``AUTOWRAPT_BOOTSTRAP`` set, autowrapt imports wrapt and reads the metadata of everything installed at the start of
 every interpreter: several times what a bare interpreter takes. ``nrl-patches run`` puts this folder first on
-``PYTHONPATH``; here that registration is put off until one of the packages that it is about is looked for. Where this
+``PYTHONPATH``; here that registration is delayed until one of the packages that it concerns is imported. Where this
 file is not executed (``python -I``), autowrapt does its work at once, and only the time is lost.
 
 Another interpreter among the children of a job may lack autowrapt, or the package. This file is executed there too,
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 GROUP = "nrl_patches.startup"
 PACKAGES = ("nemo_automodel", "peft", "transformers", "vllm")
-"""Those of that entry point group; a test holds the two against each other."""
+"""Those of that entry point group; a test compares the two."""
 
 
 class _Finder:
-    """Registers at the first search for one of the packages, and then begins that search anew."""
+    """Registers at the first search for one of the packages, and then restarts that search."""
 
     def __init__(self, register: "Callable[[], None]") -> None:
         self.register = register
@@ -42,7 +42,7 @@ class _Finder:
                 _check_autowrapt()
                 self.register()
                 _check_entry_points()
-            except Exception as error:  # noqa: BLE001 - the host's import goes on, whatever is wrong
+            except Exception as error:  # noqa: BLE001 - the host's import must continue
                 self.problem = error
         # The finder that has just been registered stands first; the search under way has passed that place.
         from importlib.util import find_spec  # noqa: PLC0415
@@ -53,7 +53,7 @@ class _Finder:
         from os import environ  # noqa: PLC0415
 
         strict = environ.get("NRL_PATCHES_STRICT", "").strip().lower() in ("1", "true", "yes", "on")
-        if strict or spec is None:  # Whoever catches the error may try again. Many look for what they do without.
+        if strict or spec is None:  # Many search for optional packages, and try again after an error.
             sys.meta_path.insert(0, self)  # type: ignore[arg-type]
         if spec is not None:
             _report(self.problem, strict)
@@ -81,14 +81,14 @@ def _check_entry_points() -> None:
         raise _LackingError("autowrapt, but no entry points of nrl-patches")
 
 
-def _report(problem: Exception, strict: bool) -> None:  # noqa: FBT001 - nobody else calls it
+def _report(problem: Exception, strict: bool) -> None:  # noqa: FBT001 - private
     found = str(problem) if isinstance(problem, _LackingError) else f"{type(problem).__name__}: {problem}"
     # -I, because to pip what is found on PYTHONPATH is installed already.
     message = (
         f"nrl_patches (startup): {sys.executable}: expected autowrapt to register its hooks; found {found}; "
         f'next step: {sys.executable} -I -m pip install "nrl-patches[run]"'
     )
-    if strict:  # No ImportError, which hosts may take for a missing package of theirs.
+    if strict:  # Not an ImportError, which hosts may take for a missing optional package.
         raise RuntimeError(message) from problem
     from contextlib import suppress  # noqa: PLC0415
 
@@ -108,7 +108,7 @@ def _put_off() -> None:
         return
     autowrapt = sys.modules.get("autowrapt.bootstrap")
     register = getattr(autowrapt, "register_bootstrap_functions", None)
-    if register is None or asked != GROUP:  # Other groups than ours are none of our business.
+    if register is None or asked != GROUP:  # Other groups are left to autowrapt.
         register = _do_nothing
     else:
         autowrapt.register_bootstrap_functions = _do_nothing  # type: ignore[union-attr]
@@ -118,7 +118,7 @@ def _put_off() -> None:
 
 _put_off()
 
-# The user's own module of this name comes next; that there is none is what the interpreter expects to hear.
+# The user's own module of this name comes next; without one, the interpreter expects the ImportError.
 sys.path.remove(__file__.rpartition("/")[0])
 del sys.modules[__name__]
 import sitecustomize  # type: ignore[import-not-found]  # noqa: E402, F401

@@ -42,7 +42,13 @@ def defaults() -> Iterator[None]:
 
 
 def saved(figure: Figure, kind: str, **metadata: str | None) -> bytes:
-    """Return a figure as a file of this kind, twice as fine as a screen if it has pixels."""
+    """Return a figure as a file of this kind, twice as fine as a screen if it has pixels.
+
+    Args:
+        figure: The figure.
+        kind: A format of ``Figure.savefig``: ``svg`` or ``png``.
+        metadata: Metadata of the file, as ``Figure.savefig`` takes them; None leaves one out.
+    """
     file = io.BytesIO()
     with defaults():
         figure.savefig(file, format=kind, dpi=2 * _CSS_DPI, metadata=metadata)
@@ -65,20 +71,42 @@ class Canvas:
         self._axes.set_axis_off()
 
     def finish(self, height: float) -> Figure:
-        """Give the figure its height and return it."""
+        """Give the figure its height and return it.
+
+        Args:
+            height: In CSS pixels.
+
+        Returns:
+            The figure with everything that was drawn.
+        """
         self.figure.set_size_inches(self._width / _CSS_DPI, height / _CSS_DPI)
         self._axes.set_xlim(0, self._width)
         self._axes.set_ylim(height, 0)
         return self.figure
 
     def write(self, x: float, y: float, text: str, *, size: float, **look: Any) -> None:
-        """Write one line of text, by default to the right of (x, y) and in the middle of its height."""
+        """Write one line of text, by default to the right of (x, y) and in the middle of its height.
+
+        Args:
+            x: In CSS pixels from the left edge.
+            y: In CSS pixels from the top edge.
+            text: The line.
+            size: The height of the font, in CSS pixels.
+            look: Properties of Matplotlib's ``Text``.
+        """
         look = {"va": "center_baseline"} | look
         # Ids and captions are not formulas.
         self._axes.text(x, y, text, fontsize=size * _POINT, parse_math=False, rotation_mode="anchor", **look)
 
     def cells(self, lefts: Sequence[float], top: float, style: Style, *, gid: str) -> None:
-        """Draw cells of one verdict in one row."""
+        """Draw cells of one verdict in one row.
+
+        Args:
+            lefts: The left edge of each cell, in CSS pixels.
+            top: Their top edge, in CSS pixels.
+            style: The look of the verdict.
+            gid: The id of the group in the SVG.
+        """
         if not lefts:
             return
         edge = {"linewidth": 0, "edgecolor": "black"} if style.letter else {"linewidth": 0.5, "edgecolor": "#999999"}
@@ -96,7 +124,15 @@ class Canvas:
     def outline(
         self, left: float, right: float, top: float, *, gid: str, closed: tuple[bool, bool] = (True, True)
     ) -> None:
-        """Draw a thick frame around neighbouring cells, open at the left or at the right where it is not closed."""
+        """Draw a thick frame around neighbouring cells, open at the left or at the right where it is not closed.
+
+        Args:
+            left: The left edge of the first cell, in CSS pixels.
+            right: The right edge of the last cell, in CSS pixels.
+            top: Their top edge, in CSS pixels.
+            gid: The id of the frame in the SVG.
+            closed: Whether the left and the right end are drawn.
+        """
         bottom = top + self._cell_height
         corners = [(right, top), (left, top), (left, bottom), (right, bottom), (right, top)]
         steps = [Path.LINETO if drawn else Path.MOVETO for drawn in (False, True, closed[0], True, closed[1])]
@@ -104,7 +140,14 @@ class Canvas:
         self._axes.add_patch(PathPatch(path, fill=False, linewidth=1.6, capstyle="projecting", clip_on=False, gid=gid))
 
     def marks(self, lefts: Sequence[float], y: float, *, good: bool, gid: str) -> None:
-        """Draw triangles in the middle of columns: down and black where bad begins, up and white where good does."""
+        """Draw triangles in the middle of columns: down and black where bad begins, up and white where good does.
+
+        Args:
+            lefts: The left edge of each column, in CSS pixels.
+            y: The middle of the triangles, in CSS pixels from the top edge.
+            good: Whether these are the first good releases, rather than the first bad ones.
+            gid: The id of the group in the SVG.
+        """
         look = {"marker": "^", "markerfacecolor": "white"} if good else {"marker": "v", "markerfacecolor": "black"}
         self._plot(lefts, y, markeredgecolor="black", markeredgewidth=0.7, markersize=4.5, gid=gid, **look)
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Patch
+from nrl_patches.declaration import Defect
 from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.evidence import Cell as Measured
 from nrl_patches.matrix.evidence import Evidence, Measurement
@@ -22,20 +22,20 @@ NOT_MEASURED = "not measured"
 _REMARK = 80
 
 
-def panels(patches: Iterable[Patch], evidence: Evidence) -> list[Panel]:
+def panels(patches: Iterable[Defect], evidence: Evidence) -> list[Panel]:
     """Return one panel per distribution, its releases oldest first, the patches by id.
 
     Args:
         patches: The patches.
         evidence: What was measured.
     """
-    by_axis: dict[str, list[Patch]] = {}
+    by_axis: dict[str, list[Defect]] = {}
     for patch in patches:
         by_axis.setdefault(axis(patch), []).append(patch)
     return [_panel(distribution, here, evidence) for distribution, here in sorted(by_axis.items())]
 
 
-def _panel(distribution: str, patches: list[Patch], evidence: Evidence) -> Panel:
+def _panel(distribution: str, patches: list[Defect], evidence: Evidence) -> Panel:
     along = {
         environment: measurement
         for environment, measurement in evidence.measurements.items()
@@ -66,7 +66,7 @@ def _panel(distribution: str, patches: list[Patch], evidence: Evidence) -> Panel
 
 
 def _first(
-    versions: set[Version], patch: Patch, environments: list[str], along: dict[str, Measurement], *, present: bool
+    versions: set[Version], patch: Defect, environments: list[str], along: dict[str, Measurement], *, present: bool
 ) -> tuple[str, ...]:
     """The first column of each release that shows the state in question."""
     found: dict[Version, str] = {}
@@ -82,7 +82,7 @@ def _label(environment: str) -> str:
     return " + ".join(str(version) for version in parse_environment(environment).values())
 
 
-def _cell(patch: Patch, environment: str, measurement: Measurement) -> Cell:
+def _cell(patch: Defect, environment: str, measurement: Measurement) -> Cell:
     declared = is_declared(patch, environment)
     cell = measurement.cells.get(patch.id)
     if cell is None:

@@ -43,6 +43,7 @@ class Style(NamedTuple):
 
 STYLES: Mapping[str, Style] = {
     "needed": Style("N", "#56b4e9", "#000000", "", "the defect is there, and the patch repairs it"),
+    "known": Style("K", "#009e73", "#000000", "", "the defect is there, and is not repaired here"),
     "not affected": Style("·", "#eeeeee", "#000000", "", "no defect, and none declared"),
     "obsolete": Style("O", "#f0e442", "#000000", "//////", "declared, but the defect is gone"),
     "uncovered": Style("U", "#d55e00", "#000000", "\\\\\\\\\\\\", "the defect is there, but not declared"),
@@ -119,17 +120,29 @@ class Panel:
 
 
 def css_name(verdict: str) -> str:
-    """Return a verdict as it is written in ids and class names."""
+    """Return a verdict as it is written in ids and class names.
+
+    Args:
+        verdict: The verdict, such as ``not affected``.
+    """
     return verdict.replace(" ", "-")
 
 
 def short_id(patch: str) -> str:
-    """Return a patch id without its distribution, which the panel names."""
+    """Return a patch id without its distribution, which the panel names.
+
+    Args:
+        patch: The id of the patch.
+    """
     return patch.partition(".")[2] or patch
 
 
 def declared_runs(cells: Sequence[Cell]) -> list[tuple[int, int]]:
-    """Return the stretches of declared cells, each as the positions of its first and its last cell."""
+    """Return the stretches of declared cells, each as the positions of its first and its last cell.
+
+    Args:
+        cells: One row, oldest release first.
+    """
     inside = [position for position, cell in enumerate(cells) if cell.declared]
     starts = [position for position in inside if position - 1 not in inside]
     ends = [position for position in inside if position + 1 not in inside]
@@ -154,7 +167,11 @@ def draw(panels: Sequence[Panel], *, caption: str) -> Figure:
 
 
 def to_svg(figure: Figure) -> bytes:
-    """Return a figure as an SVG file: the same bytes for the same figure, and nothing that refers to elsewhere."""
+    """Return a figure as an SVG file: the same bytes for the same figure, and nothing that refers to elsewhere.
+
+    Args:
+        figure: What :func:`draw` returned.
+    """
     from nrl_patches.matrix.report.canvas import saved  # noqa: PLC0415 - an extra
 
     # Matplotlib's document type and metadata hold addresses and the date.
@@ -164,7 +181,11 @@ def to_svg(figure: Figure) -> bytes:
 
 
 def to_png(figure: Figure) -> bytes:
-    """Return a figure as a PNG file, twice as fine as a screen: the same bytes for the same figure."""
+    """Return a figure as a PNG file, twice as fine as a screen: the same bytes for the same figure.
+
+    Args:
+        figure: What :func:`draw` returned.
+    """
     from PIL import Image  # noqa: PLC0415 - comes with Matplotlib
 
     from nrl_patches.matrix.report.canvas import saved  # noqa: PLC0415 - an extra

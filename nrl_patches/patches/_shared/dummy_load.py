@@ -20,12 +20,16 @@ if TYPE_CHECKING:
 CONSTANT = 8.0
 
 UNQUANTIZED = SimpleNamespace(quantization=None)
-"""All that a dummy load reads of a model's configuration, and only vLLM 0.16.0 reads it."""
+"""The one field of a model's configuration that a dummy load reads, in vLLM 0.16.0 only."""
 
 
 @contextmanager
 def hidden_constants(model: torch.nn.Module) -> Iterator[None]:
-    """Keep the persistent buffers that hold a value out of the state dict."""
+    """Keep the persistent buffers that hold a value out of the state dict.
+
+    Args:
+        model: The model, restored when the context is left. A buffer on the meta device or with a NaN holds no value.
+    """
     hidden: list[tuple[set[str], str]] = []
     try:
         for module in model.modules():
@@ -41,12 +45,19 @@ def hidden_constants(model: torch.nn.Module) -> Iterator[None]:
 
 
 def _has_value(buffer: torch.Tensor) -> bool:
-    # A meta tensor is not made yet, and NaN is what uninitialised memory holds. Masks are constants with -inf.
+    # A meta tensor has no memory yet, and uninitialised memory may hold NaN. Masks are constants with -inf.
     return not buffer.is_meta and not (buffer.is_floating_point() and bool(buffer.float().isnan().any()))
 
 
 def observe(fill: Callable[[torch.nn.Module], Any]) -> Observation:
-    """Fill a module that has one tensor of each kind, and look at its constant."""
+    """Fill a module that has one tensor of each kind, and look at its constant.
+
+    Args:
+        fill: The dummy load: writes random numbers into the tensors of the module that it is given.
+
+    Returns:
+        The defect is present if the persistent buffer was overwritten; the evidence has the value of each tensor.
+    """
     import torch
 
     model = torch.nn.Module()

@@ -1,8 +1,7 @@
-"""The keys and values that KV-shared layers were once given of their own, and that nobody uses.
+"""The unused projections of KV-shared layers: their own ``k_proj``, ``v_proj`` and norms.
 
-Once their states come from a donor at all times, ``k_proj``, ``v_proj`` and their norms get no gradient, which DDP
-takes for an error and LoRA for a place to adapt. Upstream's fix makes layers without them, and ignores them in
-checkpoints.
+Once the states of these layers always come from a donor, the projections get no gradient, which DDP reports as an
+error, and LoRA adapts them in vain. Upstream's fix builds layers without them, and ignores them in checkpoints.
 """
 
 from __future__ import annotations
@@ -12,30 +11,40 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
-from nrl_patches import Patch, objection_unless
+from nrl_patches import Patch, mismatch
 from nrl_patches.errors import Problem
 
 IDLE = ("k_proj", "v_proj", "k_norm", "v_norm")
 
 
 def drop_from(patch: Patch, family: str, prefix: str) -> None:
-    """Declare the fixes of a patch that remove them from the models of a family, whose classes have this prefix."""
+    """Declare the fixes of a patch that remove the unused projections from the models of a family.
+
+    Args:
+        patch: The patch.
+        family: The name of the family's package below ``transformers.models``.
+        prefix: The prefix of the names of its classes.
+    """
     module = f"transformers.models.{family}.modeling_{family}:{prefix}"
     patch.fix(
         f"{module}PreTrainedModel.post_init",
-        guard=lambda post_init: objection_unless(post_init, parameters="self", attributes="init_weights"),
+        guard=lambda post_init: mismatch(post_init, parameters="self", attributes="init_weights"),
     )(drop_idle_projections)
     patch.fix(
         f"{module}TextAttention._load_from_state_dict",
-        guard=lambda load: objection_unless(load, parameters="self state_dict prefix"),
+        guard=lambda load: mismatch(load, parameters="self state_dict prefix"),
     )(load_without_idle_projections)
 
 
 def drop_idle_projections(post_init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the end of a model's construction that removes them, before weights are initialised or loaded."""
+    """Build a ``post_init`` that removes the unused projections before weights are initialised or loaded.
+
+    Args:
+        post_init: Upstream's ``PreTrainedModel.post_init`` of the family.
+    """
     from transformers import PreTrainedModel
 
-    # Up to 4.56 the loader asks the class, where what is never unexpected in another model of it does no harm.
+    # Up to 4.56 the loader reads the list of the class, where entries of another model do no harm.
     by_class = not hasattr(PreTrainedModel, "_adjust_missing_and_unexpected_keys")
 
     def post_init_without(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -53,7 +62,11 @@ def drop_idle_projections(post_init: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def load_without_idle_projections(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's ``_load_from_state_dict`` that takes what was saved before they were dropped."""
+    """Build a ``_load_from_state_dict`` that accepts checkpoints which still have the unused projections.
+
+    Args:
+        load: The ``_load_from_state_dict`` of the attention.
+    """
 
     def load_without(self: Any, state_dict: Any, prefix: str, *args: Any, **kwargs: Any) -> Any:
         if getattr(self, "is_kv_shared_layer", False):
@@ -65,17 +78,21 @@ def load_without_idle_projections(load: Callable[..., Any]) -> Callable[..., Any
 
 
 def note_idle_projections(attention: Any) -> None:
-    """Tell, once, of a model that was built before the patch: it has the projections, and DDP waits for them."""
+    """Warn once about a model built before the patch: it has the projections, and DDP waits for their gradients.
+
+    Args:
+        attention: The attention that runs, with gradients enabled.
+    """
     import torch
 
     if attention.is_kv_shared_layer and "k_proj" in attention._modules and torch.is_grad_enabled():
         weights = [weight for idle in IDLE for weight in getattr(attention, idle).parameters()]
         if any(weight.requires_grad for weight in weights) and not torch.compiler.is_compiling():
-            _tell()
+            _warn_once()
 
 
 @functools.cache
-def _tell() -> None:
+def _warn_once() -> None:
     logging.getLogger("nrl_patches").warning(
         Problem(
             "KV-shared layers",

@@ -1,4 +1,4 @@
-"""A tiny model with KV-shared layers, and what the probes of their patches look at."""
+"""A tiny model with KV-shared layers, and the observations of the probes of their patches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _ROUNDING = 1e-4
 
 
 def before_shared_layers() -> bool:
-    """Whether Gemma 3n's attention picks the shared states from the donor's layer of the cache (up to 4.55.4)."""
+    """Whether Gemma 3n's attention takes the shared states from the donor's layer of the cache (up to 4.55.4)."""
     from transformers.models.gemma3n.modeling_gemma3n import Gemma3nTextAttention
 
     return "past_key_value" in inspect.signature(Gemma3nTextAttention.forward).parameters
@@ -63,7 +63,14 @@ def tiny_model(family: str, **changes: Any) -> Any:
 
 
 def observe_missing_cache(family: str) -> Observation:
-    """Compare the logits of a model with and without a cache: they are the same function."""
+    """Compare the logits of a model with and without a cache: they are the same function.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if the largest difference exceeds 1e-5 of the largest logit; the evidence has both.
+    """
     import torch
 
     model = tiny_model(family).eval()
@@ -76,7 +83,14 @@ def observe_missing_cache(family: str) -> Observation:
 
 
 def observe_fsdp2(family: str) -> Observation:
-    """Run a model whose layers are sharded by FSDP2, on one gloo rank: its hooks rebuild plain dicts there too."""
+    """Run a model whose layers are sharded by FSDP2, on one gloo rank: its hooks rebuild plain dicts there too.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if a layer raises ``KeyError``; the evidence has the key.
+    """
     import torch
     from torch import distributed
     from torch.distributed.device_mesh import init_device_mesh
@@ -98,7 +112,14 @@ def observe_fsdp2(family: str) -> Observation:
 
 
 def observe_reentrant(family: str) -> Observation:
-    """Compare the gradients of a model with and without reentrant checkpointing: they are those of one function."""
+    """Compare the gradients of a model with and without reentrant checkpointing: they are those of the same function.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if the norm of the difference exceeds 1e-4 of the norm of the gradient.
+    """
     import torch
 
     tokens = torch.arange(1, 17).view(1, -1)
@@ -118,11 +139,18 @@ def observe_reentrant(family: str) -> Observation:
 
 
 def observe_copied_mappings(family: str) -> Observation:
-    """Run a model whose layers get copies of all mappings, as accelerate's hooks give them when they move inputs."""
+    """Run a model whose layers get copies of all mappings, as from accelerate's hooks when they move the inputs.
+
+    Args:
+        family: ``gemma4`` or ``gemma3n``.
+
+    Returns:
+        The defect is present if a layer raises ``KeyError``; the evidence has the key.
+    """
     import torch
 
     def copy(thing: Any) -> Any:
-        # accelerate asks first whether a thing can move itself.
+        # accelerate first tests whether an object can move itself.
         return (
             cast("Any", type(thing))(dict(thing)) if isinstance(thing, Mapping) and not hasattr(thing, "to") else thing
         )

@@ -1,4 +1,4 @@
-"""Probes provoke what transformers warns about; nobody needs to read that."""
+"""Silence transformers, since probes provoke its warnings on purpose."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""What the patches of the Qwen-VL checkpoints have in common: the names in question, the rules, a tiny checkpoint.
+"""What the patches of the Qwen-VL checkpoints share: names of tensors, renaming rules, a tiny checkpoint.
 
 On the hub a Qwen2-VL or Qwen2.5-VL checkpoint names its tensors ``visual.*``, ``model.*`` and ``lm_head.weight``. In
 the model they are ``model.visual.*``, ``model.language_model.*`` and ``lm_head.weight``. transformers keeps the rules
-that lead from the one to the other in a registry, by model type up to 5.8, by class from 5.9 on.
+that rename the former to the latter in a registry, by model type up to 5.8, by class from 5.9 on.
 """
 
 from __future__ import annotations
@@ -27,19 +27,35 @@ HEADS_OF_BASES = {head.replace("ForConditionalGeneration", "Model"): head for he
 
 
 def renamed(rules: Sequence[Any], name: str) -> str:
-    """Return what the rules make of the name of a tensor."""
-    for rule in copy.deepcopy(rules):  # A rule remembers whether it was used, and saving depends on that.
+    """Return the name that the rules give a tensor.
+
+    Args:
+        rules: transformers' ``WeightRenaming`` objects, applied in order; they are not changed.
+        name: The name of the tensor in the checkpoint.
+    """
+    for rule in copy.deepcopy(rules):  # A rule records whether it was used, and saving depends on that.
         name = rule.rename_source_key(name)[0]
     return name
 
 
 def text_rules(head_rules: Sequence[Any] | None) -> list[Any]:
-    """Return those rules of a head that leave the vision tower alone."""
+    """Return those rules of a head that leave the vision tower alone.
+
+    Args:
+        head_rules: The rules of the class with a head; None counts as no rule.
+    """
     return [rule for rule in head_rules or () if renamed([rule], "visual.x") == "visual.x"]
 
 
-def objection_unless_lookup(function: Callable[..., Any]) -> str | None:
-    """Guard: the function takes the name that rules are looked up by, and nothing else."""
+def check_lookup_signature(function: Callable[..., Any]) -> str | None:
+    """Check that a function takes the name that rules are looked up by, and nothing else.
+
+    Args:
+        function: transformers' lookup.
+
+    Returns:
+        None if its only parameter is ``model_type``, otherwise the difference.
+    """
     found = ", ".join(inspect.signature(inspect.unwrap(function)).parameters)
     return None if found == "model_type" else f"takes ({found}) rather than (model_type)"
 
@@ -47,7 +63,7 @@ def objection_unless_lookup(function: Callable[..., Any]) -> str | None:
 def registered_rules() -> Mapping[str, Any]:
     """Return the rules that transformers comes with, by name, for guards; empty where it builds them differently.
 
-    Built apart: a lookup would fill the registry, and whoever changes what it is built from would come too late.
+    Built separately: a lookup would fill the registry, and later changes to its sources would have no effect.
     """
     module = sys.modules.get("transformers.conversion_mapping")
     build = getattr(module, "_build_checkpoint_conversion_mapping", dict)
@@ -57,12 +73,17 @@ def registered_rules() -> Mapping[str, Any]:
 
 @functools.cache
 def shipped_rules() -> Mapping[str, list[tuple[Any, Any]]]:
-    """Return what those rules rename, by name; whatever else the registry has comes from the user."""
+    """Return the patterns of those rules, by name; all others in the registry come from the user."""
     return {name: _renamings(rules) for name, rules in registered_rules().items()}
 
 
 def is_shipped(name: str, rules: Sequence[Any] | None) -> bool:
-    """Whether rules are those that transformers comes with, which are ours to repair."""
+    """Whether rules are those that transformers comes with, rather than a user's, which no patch may change.
+
+    Args:
+        name: The model type or the class that they were looked up by.
+        rules: What the lookup returned.
+    """
     return rules is not None and shipped_rules().get(name) == _renamings(rules)
 
 
@@ -71,7 +92,12 @@ def _renamings(rules: Sequence[Any]) -> list[tuple[Any, Any]]:
 
 
 def tiny_model(family: str = "qwen2_vl", *, tied: bool = False) -> Any:
-    """Return a model of the family with its head and random weights, on the CPU."""
+    """Return a model of the family with its head and random weights, on the CPU.
+
+    Args:
+        family: ``qwen2_vl`` or ``qwen2_5_vl``.
+        tied: Whether the head shares its weight with the embedding.
+    """
     import torch
     import transformers
 
@@ -106,7 +132,11 @@ def tiny_model(family: str = "qwen2_vl", *, tied: bool = False) -> Any:
 
 
 def hub_name(name: str) -> str:
-    """Return the name that a tensor of the model has on the hub."""
+    """Return the name that a tensor of the model has on the hub.
+
+    Args:
+        name: Its name in the model with the head.
+    """
     for ours, theirs in (("model.visual.", "visual."), ("model.language_model.", "model.")):
         if name.startswith(ours):
             return theirs + name.removeprefix(ours)
@@ -116,7 +146,17 @@ def hub_name(name: str) -> str:
 def save_sharded(
     model: Any, directory: str | Path, *, files: int = 3, rename: Callable[[str], str] = hub_name
 ) -> dict[str, Any]:
-    """Write a checkpoint over several files and return its tensors under the names that they have in the model."""
+    """Write a checkpoint as several safetensors files with an index, and its configuration.
+
+    Args:
+        model: The model with its head.
+        directory: An existing directory.
+        files: The number of files.
+        rename: From the name of a tensor in the model to that in the checkpoint.
+
+    Returns:
+        The tensors that were written, by their names in the model; a tied head is not written.
+    """
     from safetensors.torch import save_file
 
     tied = getattr(model.config, "tie_word_embeddings", False)
@@ -132,12 +172,15 @@ def save_sharded(
 
 
 def count_lost(found: Mapping[str, Any], expected: Mapping[str, Any], *, below: str = "") -> tuple[int, int]:
-    """Count the tensors that differ in a single bit, of the vision tower and of everything else.
+    """Count the tensors that are not bit for bit those of the checkpoint.
 
     Args:
         found: The state dict of a model.
-        expected: The tensors of its checkpoint, under the names of the model with the head.
-        below: ``model.`` where the model is the one without a head.
+        expected: The tensors of its checkpoint, by their names in the model with the head.
+        below: ``model.`` if the model is the one without a head.
+
+    Returns:
+        The number in the vision tower, and that of all others.
     """
     import torch
 

@@ -1,21 +1,21 @@
-"""A dtype asked for as `dtype=`, Hugging Face's newer name, is ignored or refused.
+"""A dtype requested as `dtype=`, Hugging Face's newer name, is ignored or rejected.
 
-Problem: `from_pretrained` and `from_config` (_transformers/auto_model.py) know `torch_dtype` only. What is given as
-    `dtype` beside it ends in the model's config, and the model is built and restored as if nobody had asked.
+Problem: `from_pretrained` and `from_config` (_transformers/auto_model.py) know `torch_dtype` only. `dtype` only reaches
+    the model's config, and the model is built and restored without it.
 Hit by: `NeMoAutoModelForCausalLM.from_pretrained(..., dtype=torch.float32, force_hf=True)` and
     `from_config(config, dtype=torch.float32)`: the weights are bfloat16, the config says float32, and AdamW's updates
-    vanish. A string, `dtype="float32"`, raises TypeError where Automodel has an implementation of its own.
-Fix: `dtype` takes the place of `torch_dtype` unless it is None, as it does since the fix.
+    vanish. A string, `dtype="float32"`, raises TypeError for models that Automodel implements itself.
+Fix: `dtype` replaces `torch_dtype` unless it is None, as in upstream's fix.
 Remove when: no supported release is older than nemo-automodel 0.7.0.
 
-The third door of the release with the fix, NeMoAutoModelBiEncoder and -CrossEncoder, heeds `dtype` before it too.
+NeMoAutoModelBiEncoder and NeMoAutoModelCrossEncoder, which the fix also touches, respect `dtype` without it.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 
 patch = Patch(
     __name__,
@@ -25,23 +25,34 @@ patch = Patch(
 )
 
 
-def objection_unless_unknown(load: Callable[..., Any]) -> str | None:
-    """Guard: the code has no word for ``dtype``; decides builds between the releases."""
-    if "dtype" in getattr(inspect.unwrap(load), "__code__", objection_unless.__code__).co_consts:
+def check_dtype_unknown(load: Callable[..., Any]) -> str | None:
+    """Check that the loader does not read ``dtype``; this decides for builds between releases.
+
+    Args:
+        load: ``from_pretrained`` or ``from_config`` of Automodel's base class.
+
+    Returns:
+        None if it does not, otherwise the difference.
+    """
+    if "dtype" in getattr(inspect.unwrap(load), "__code__", mismatch.__code__).co_consts:
         return "reads dtype, as it does since the fix"
-    return objection_unless(load, parameters="torch_dtype kwargs", attributes="_build_model")
+    return mismatch(load, parameters="torch_dtype kwargs", attributes="_build_model")
 
 
 def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the loader that takes either name."""
+    """Build a loader that takes either name.
+
+    Args:
+        load: ``from_pretrained`` or ``from_config``, which reads ``torch_dtype`` only.
+    """
 
     def load_by_either_name(*args: Any, **kwargs: Any) -> Any:
         import torch
 
         if kwargs.get("dtype") is None:
             kwargs.pop("dtype", None)
-        # Anything else, such as one dtype for each part of the model, stays with transformers, which takes or refuses
-        # it: as `torch_dtype`, 0.6.0 would silently load bfloat16.
+        # transformers accepts or refuses anything else, such as one dtype per part of the model: under the name
+        # `torch_dtype`, 0.6.0 would silently load bfloat16.
         elif isinstance(kwargs["dtype"], (str, torch.dtype)):
             kwargs["torch_dtype"] = kwargs.pop("dtype")
         return load(*args, **kwargs)
@@ -49,21 +60,21 @@ def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
     return load_by_either_name
 
 
-for _door in ("from_pretrained", "from_config"):
-    patch.fix(
-        f"nemo_automodel._transformers.auto_model:_BaseNeMoAutoModelClass.{_door}", guard=objection_unless_unknown
-    )(by_newer_name)
+for _method in ("from_pretrained", "from_config"):
+    patch.fix(f"nemo_automodel._transformers.auto_model:_BaseNeMoAutoModelClass.{_method}", guard=check_dtype_unknown)(
+        by_newer_name
+    )
 
 
 @patch.probe
-def float32_is_not_heard() -> Observation:
-    """Ask for a model in float32 by the newer name, and look what it is built with; needs no device."""
+def float32_is_ignored() -> Observation:
+    """Request a model in float32 by the newer name, and record the dtype that it is built with; needs no device."""
     import torch
     from nemo_automodel._transformers import auto_model
     from transformers import LlamaConfig
 
     if not hasattr(auto_model._BaseNeMoAutoModelClass, "_build_model"):
-        return Observation(False, {"absent": "_build_model"})  # 0.2.0, where the newer name wins on every way.
+        return Observation(False, {"absent": "_build_model"})  # 0.2.0, which always respects the newer name.
 
     class Asked(auto_model.NeMoAutoModelForCausalLM):  # type: ignore[misc]
         @classmethod

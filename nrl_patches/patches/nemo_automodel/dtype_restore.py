@@ -1,15 +1,15 @@
 """An explicit request for float32 is cast back to the checkpoint's bfloat16.
 
 Problem: `_restore_loaded_model_dtype` (_transformers/model_init.py) gives every loaded tensor the dtype that it has in
-    the file, whatever dtype was asked for.
+    the file, whatever dtype was requested.
 Hit by: `NeMoAutoModelForCausalLM.from_pretrained(..., torch_dtype=torch.float32)` of a model that Hugging Face
-    implements. AdamW's updates are smaller than half of bfloat16's last digit, and the policy does not learn.
-Fix: `_init_model` notes what was asked for, and the restoring heeds it. Float32 or wider is kept. "auto" is restored to
-    the file, as before. Under a 16-bit request tensors that the file holds in float32 are restored, as before; float16
-    and bfloat16 are not exchanged for one another, which would drop bits and widen nothing.
+    implements. AdamW's updates are smaller than half an ULP of bfloat16, and the policy does not learn.
+Fix: `_init_model` notes the requested dtype, and the restore respects it. Float32 or wider is kept. "auto" is restored
+    to the file, as before. Under a 16-bit request, tensors that the file holds in float32 are restored, as before;
+    float16 and bfloat16 are not converted into each other, which would lose bits.
 Remove when: no supported release is older than nemo-automodel 0.5.0.
 
-Replacing the function by one that does nothing, as NeMo-RL does, would also keep float32, but under "auto" and bfloat16
+Replacing the function by one that does nothing, as NeMo RL does, would also keep float32, but under "auto" and bfloat16
 it leaves in bfloat16 what the file keeps in float32, such as the A_log, D and dt_bias of Nemotron-H.
 """
 
@@ -20,7 +20,7 @@ from collections.abc import Callable
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
@@ -35,18 +35,22 @@ _requested: contextvars.ContextVar[Any] = contextvars.ContextVar("nrl_requested_
 
 @patch.fix(
     "nemo_automodel._transformers.model_init:_init_model",
-    guard=lambda init: objection_unless(init, parameters="torch_dtype kwargs"),
+    guard=lambda init: mismatch(init, parameters="torch_dtype kwargs"),
 )
 def note_request(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the loader that notes which dtype was asked for while it runs; None stands for the file's own."""
+    """Build a loader that notes which dtype was requested while it runs; None stands for the file's own.
+
+    Args:
+        init: Automodel's ``_init_model``.
+    """
     signature = inspect.signature(init)
 
     def init_noting(*args: Any, **kwargs: Any) -> Any:
         try:
             given = signature.bind(*args, **kwargs).arguments
-        except TypeError:  # The original says better what is wrong with the call.
+        except TypeError:  # The original raises a better message.
             return init(*args, **kwargs)
-        # Hugging Face's newer name wins, as it does there.
+        # Hugging Face's newer name takes precedence, as there.
         token = _requested.set(_as_dtype(given.get("kwargs", {}).get("dtype") or given["torch_dtype"]))
         try:
             return init(*args, **kwargs)
@@ -56,45 +60,54 @@ def note_request(init: Callable[..., Any]) -> Callable[..., Any]:
     return init_noting
 
 
-def _as_dtype(asked: Any) -> Any:
+def _as_dtype(requested: Any) -> Any:
     from nemo_automodel.shared.utils import dtype_from_str
 
-    if asked in (None, "auto") or isinstance(asked, dict):  # One for each part of the model: nothing to compare with.
+    if requested in (None, "auto") or isinstance(requested, dict):  # A dict has one per part of the model.
         return None
-    with contextlib.suppress(KeyError, AttributeError):  # What Automodel cannot read is refused by whoever uses it.
-        return dtype_from_str(asked)
+    with contextlib.suppress(KeyError, AttributeError):  # Automodel itself rejects what it cannot read.
+        return dtype_from_str(requested)
     return None
 
 
-def objection_unless_request_ignored(restore: Callable[..., Any]) -> str | None:
-    """Guard: the function is not told what was asked for; decides builds between the releases."""
-    if objection_unless(restore, parameters="requested_dtype") is None:
+def check_request_ignored(restore: Callable[..., Any]) -> str | None:
+    """Check that the function does not get the requested dtype; this decides for builds between releases.
+
+    Args:
+        restore: Automodel's ``_restore_loaded_model_dtype``.
+
+    Returns:
+        None if it does not, otherwise the difference.
+    """
+    if mismatch(restore, parameters="requested_dtype") is None:
         return "takes requested_dtype, as it does since the fix"
-    return objection_unless(
-        restore, parameters="model hf_config load_kwargs", attributes="_get_checkpoint_tensor_dtypes"
-    )
+    return mismatch(restore, parameters="model hf_config load_kwargs", attributes="_get_checkpoint_tensor_dtypes")
 
 
 @patch.fix(
     "nemo_automodel._transformers.model_init:_restore_loaded_model_dtype",
-    guard=objection_unless_request_ignored,
+    guard=check_request_ignored,
 )
 def restore_unless_requested(restore: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the restoring that leaves alone what was asked for."""
+    """Build a restore that keeps the requested dtype.
 
-    def restore_heeding(model: Any, *args: Any, **kwargs: Any) -> None:
-        asked = _requested.get()
-        if asked is None or not asked.is_floating_point:
+    Args:
+        restore: Automodel's ``_restore_loaded_model_dtype``, which casts each tensor to its dtype in the file.
+    """
+
+    def restore_except_requested(model: Any, *args: Any, **kwargs: Any) -> None:
+        requested = _requested.get()
+        if requested is None or not requested.is_floating_point:
             restore(model, *args, **kwargs)
-        elif asked.itemsize < 4:  # noqa: PLR2004 - bytes of a float32
+        elif requested.itemsize < 4:  # noqa: PLR2004 - bytes of a float32
             # By reference: a cast to the other 16 bits and back is not the identity.
             loaded = [(tensor, tensor.data) for tensor in (*model.parameters(), *model.buffers())]
             restore(model, *args, **kwargs)
             for tensor, data in loaded:
-                if tensor.dtype != data.dtype == asked and tensor.dtype.itemsize == asked.itemsize:
+                if tensor.dtype != data.dtype == requested and tensor.dtype.itemsize == requested.itemsize:
                     tensor.data = data
 
-    return restore_heeding
+    return restore_except_requested
 
 
 @patch.probe

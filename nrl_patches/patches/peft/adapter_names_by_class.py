@@ -1,34 +1,40 @@
 """A LoRA adapter with the names of an older transformers is not loaded, if the renaming rules are kept by class.
 
-Problem: `convert_peft_adapter_state_dict_for_transformers` (utils/transformers_weight_conversion.py) asks transformers
-    whether a model type has renaming rules. From transformers 5.9.0 on many are kept by class, and the answer is None.
+Problem: `convert_peft_adapter_state_dict_for_transformers` (utils/transformers_weight_conversion.py) looks up
+    transformers' renaming rules by model type. From transformers 5.9.0 on many are kept by class: the result is None.
 Hit by: `PeftModel.from_pretrained(model, adapter)` of a Qwen2-VL or Qwen2.5-VL adapter from before transformers 4.52:
-    none of its tensors is loaded, a warning lists the missing keys, and the model answers as if there were no adapter.
+    none of its tensors is loaded, a warning lists the missing keys, and the model runs as if there were no adapter.
     transformers' own `model.load_adapter(adapter)` loads it.
 Fix: where the type has no rules and the classes of the model have some, these rename the adapter before PEFT sees it,
     provided that they only rename, and nothing that the model itself has.
-Remove when: PEFT asks for the rules of the model; until now no release does.
+Remove when: PEFT looks up the rules of the model's class; no release so far does.
 
-PEFT's own conversion is not asked to do it: it takes the new name of the vision tower back, since `model.visual.x` is
-also how `base_model.model.visual.x` ends. PEFT 0.18 and before convert nothing under transformers 5.
+PEFT's own conversion cannot be used: it reverts the new name of the vision tower, since `base_model.model.visual.x`
+ends with `model.visual.x`. PEFT 0.18 and before convert nothing under transformers 5.
 """
 
 import inspect
 from collections.abc import Callable
 from typing import Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import qwen_vl_rules
 from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="peft>=0.19.0,<0.22 & transformers>=5.9.0,<5.25",
+    affected="peft>=0.19.0,<=0.21.2 & transformers>=5.9.0,<=5.24.0",
     upstream=(
         "https://github.com/huggingface/transformers/pull/45661",
         "https://github.com/huggingface/peft/pull/3230",
     ),
     opt_out="NRL_DISABLE_PEFT_ADAPTER_NAMES_PATCH",
+    relies_on=(
+        "peft.utils.save_and_load:set_peft_model_state_dict",
+        "transformers.conversion_mapping:_build_checkpoint_conversion_mapping[Qwen2VLForConditionalGeneration]",
+        "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
+        "transformers.conversion_mapping:get_model_conversion_mapping",
+    ),
 )
 
 
@@ -37,7 +43,11 @@ PREFIX = "base_model.model."
 
 
 def rules_by_class(model: Any) -> list[Any]:
-    """Return the rules of a model whose type has none; empty where there is nothing to repair."""
+    """Return the rules of a model whose type has none; empty where there is nothing to repair.
+
+    Args:
+        model: The base model of the adapter, a ``PreTrainedModel``.
+    """
     from transformers import conversion_mapping
     from transformers.core_model_loading import WeightRenaming
 
@@ -58,14 +68,18 @@ def _renamed(rules: list[Any], name: str) -> str:
 
 @patch.fix(
     "peft.utils.transformers_weight_conversion:convert_peft_adapter_state_dict_for_transformers",
-    guard=lambda convert: objection_unless(
+    guard=lambda convert: mismatch(
         convert,
         parameters="model peft_config adapter_state_dict",
         attributes="get_checkpoint_conversion_mapping get_model_conversion_mapping",
     ),
 )
 def by_class(convert: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the conversion that also knows rules by class."""
+    """Build a conversion that also knows rules by class.
+
+    Args:
+        convert: PEFT's ``convert_peft_adapter_state_dict_for_transformers``.
+    """
     signature = inspect.signature(convert)
 
     def convert_by_class(*args: Any, **kwargs: Any) -> Any:

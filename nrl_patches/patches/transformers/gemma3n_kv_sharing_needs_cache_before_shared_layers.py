@@ -4,9 +4,9 @@ Problem: the defect of `transformers.gemma3n_kv_sharing_needs_cache` in older co
     `Gemma3nTextAttention.forward` (models/gemma3n/modeling_gemma3n.py) cuts the keys and values out of its donor's
     layer of the cache, and without a cache falls back to `k_proj` and `v_proj`, which no training ever touched.
 Hit by: `use_cache=False`, gradient checkpointing, and all training: in training mode these releases make no cache even
-    where the caller asked for one. Wrong logits and wrong gradients, no error.
-Fix: as there, a carrier of the shared states. The attention finds it in the place of a cache that is not there; where
-    there is one, nothing changes.
+    where the caller requests one. Wrong logits and wrong gradients, no error.
+Fix: as there, a carrier of the shared states. The attention gets it as its cache if it has none; with a
+    cache, nothing changes.
 Remove when: no supported release is older than transformers 4.56.0.
 """
 
@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Observation, Patch, objection_unless
-from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
+from nrl_patches import Observation, Patch, mismatch
+from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing, kv_states
 
 if TYPE_CHECKING:
     import torch
@@ -33,7 +33,7 @@ patch = Patch(
 
 
 class _WholeStates:
-    """Keys or values of a donor. The attention picks those of this step: without a cache there are no others."""
+    """Keys or values of a donor. The attention slices those of this step: without a cache there are no others."""
 
     def __init__(self, states: torch.Tensor) -> None:
         self.states = states
@@ -49,9 +49,9 @@ class _DonorLayer:
 
 
 class _DonorCache:
-    """What the attention takes for its cache: one that has a single layer, the donor's. A donor is its own."""
+    """What the attention gets as its cache: one with a single layer, the donor's. A donor is its own donor."""
 
-    def __init__(self, carrier: kv_carrier.SharedStates, donor: int, *, reads: bool) -> None:
+    def __init__(self, carrier: kv_states.SharedStates, donor: int, *, reads: bool) -> None:
         self.carrier = carrier
         self.donor = donor
         if reads:
@@ -66,20 +66,33 @@ class _DonorCache:
 
 
 def picks_from_cache(forward: Callable[..., Any]) -> str | None:
-    """Guard: the attention picks the donor's states from the cache, in one of the two ways that releases have."""
-    if objection_unless(forward, parameters="self past_key_value kwargs", attributes="key_cache value_cache") is None:
+    """Check that the attention takes the donor's states from the cache, in one of the two ways that releases have.
+
+    Args:
+        forward: The forward of the attention.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
+    if mismatch(forward, parameters="self past_key_value kwargs", attributes="key_cache value_cache") is None:
         return None
-    return objection_unless(forward, parameters="self past_key_value kwargs", attributes="layers keys values")
+    return mismatch(forward, parameters="self past_key_value kwargs", attributes="layers keys values")
 
 
 patch.fix(
     "transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextModel.forward",
-    guard=lambda forward: objection_unless(forward, parameters="self past_key_values use_cache"),
+    guard=lambda forward: mismatch(forward, parameters="self past_key_values use_cache"),
 )(kv_carrier.hand_down_states)
 
 
-def cache_or_donor(attention: Any, cache: Any, carrier: kv_carrier.SharedStates) -> Any:
-    """Return what an attention takes for its cache: the real one, or where there is none its donor's layer."""
+def cache_or_donor(attention: Any, cache: Any, carrier: kv_states.SharedStates) -> Any:
+    """Return what an attention gets as its cache: the real one, or its donor's layer if there is none.
+
+    Args:
+        attention: The attention.
+        cache: What it was called with; None without a cache.
+        carrier: The states of the donors.
+    """
     if cache is not None:
         return cache
     carrier.visited_by(attention.layer_idx)
@@ -94,7 +107,11 @@ def cache_or_donor(attention: Any, cache: Any, carrier: kv_carrier.SharedStates)
 
 @patch.fix("transformers.models.gemma3n.modeling_gemma3n:Gemma3nTextAttention.forward", guard=picks_from_cache)
 def pick_from_donor(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build an attention's forward that finds its donor where it looks for a cache that is not there."""
+    """Build an attention's forward that finds its donor where it looks for a cache that does not exist.
+
+    Args:
+        forward: Upstream's ``TextAttention.forward``, with the parameter ``past_key_value``.
+    """
     position = kv_carrier.position_of("past_key_value", forward)
 
     def forward_with_donor(self: Any, *args: Any, **kwargs: Any) -> Any:

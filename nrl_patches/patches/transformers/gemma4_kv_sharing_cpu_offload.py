@@ -2,7 +2,7 @@
 
 Problem: `Gemma4TextModel.forward` (models/gemma4/modeling_gemma4.py) hands the shared keys and values to its layers
     in a dict or UserDict. accelerate's hooks rebuild every mapping among the arguments of the module that they are on,
-    so each layer writes into a copy of its own.
+    so each layer writes into its own copy.
 Hit by: `accelerate.cpu_offload` and `disk_offload`, with and without a cache. KeyError in the first shared layer.
 Fix: the text model hands the states down in an object that accelerate leaves alone.
 Remove when: no supported release is older than transformers 5.23.0, whose mapping is moved and not rebuilt.

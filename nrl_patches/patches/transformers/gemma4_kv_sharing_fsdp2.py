@@ -1,8 +1,7 @@
 """The KV-shared layers of Gemma 4 raise KeyError when FSDP2 shards the decoder layers.
 
 Problem: `Gemma4TextModel.forward` (models/gemma4/modeling_gemma4.py) hands the shared keys and values to its layers
-    in a plain dict. FSDP2's hooks rebuild every dict among a layer's arguments, so each layer writes into a copy of its
-    own.
+    in a plain dict. FSDP2's hooks rebuild every dict among a layer's arguments, so each layer writes into its own copy.
 Hit by: `fully_shard(layer)` for the decoder layers, the usual FSDP2 recipe. KeyError in the first shared layer.
 Fix: the text model hands the states down in an object that FSDP2 leaves alone.
 Remove when: no supported release is older than transformers 5.9.0.
@@ -21,7 +20,7 @@ patch = Patch(
     opt_out="NRL_DISABLE_GEMMA4_KV_SHARING_FSDP2_PATCH",
 )
 
-kv_carrier.share_by_argument(patch, "gemma4", "Gemma4", guard=kv_carrier.objection_unless_plain_dict)
+kv_carrier.share_by_argument(patch, "gemma4", "Gemma4", guard=kv_carrier.check_plain_dict)
 
 
 @patch.probe

@@ -1,19 +1,19 @@
 """The KV-shared layers of Gemma 4 use projections that were never trained when there is no cache.
 
 Problem: `Gemma4TextAttention.forward` (models/gemma4/modeling_gemma4.py) takes the keys and values of a shared layer
-    from its donor by way of the cache object only. Without one it falls back to the layer's own `k_proj` and `v_proj`,
+    from its donor through the cache object only. Without one it falls back to the layer's own `k_proj` and `v_proj`,
     which no training ever touched.
 Hit by: `use_cache=False`, training, and gradient checkpointing, which drops the cache on the way to the layer even
-    where the caller asked for it. Wrong logits and wrong gradients, no error.
+    where the caller requests it. Wrong logits and wrong gradients, no error.
 Fix: the text model hands a carrier of the shared states down to its attentions, as upstream's fix does with a dict. The
-    attention's code stays upstream's: it finds the carrier in the place of its cache.
+    attention's code stays upstream's: it gets the carrier as its cache.
 Remove when: no supported release is older than transformers 5.5.2.
 
-The carrier also takes the gradient back under reentrant checkpointing, and models are built without the projections
-that nobody uses any more, for which DDP would wait.
+The carrier also takes the gradient back under reentrant checkpointing, and models are built without the unused
+projections, whose gradients DDP would wait for.
 """
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import kv_carrier, kv_projections, kv_sharing
 
 patch = Patch(
@@ -29,12 +29,12 @@ patch = Patch(
 
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextModel.forward",
-    guard=lambda forward: objection_unless(forward, parameters="self use_cache kwargs"),
+    guard=lambda forward: mismatch(forward, parameters="self use_cache kwargs"),
 )(kv_carrier.hand_down_states)
 
 patch.fix(
     "transformers.models.gemma4.modeling_gemma4:Gemma4TextAttention.forward",
-    guard=lambda forward: objection_unless(
+    guard=lambda forward: mismatch(
         forward, parameters="self past_key_values kwargs", attributes="shared_layers is_kv_shared_layer"
     ),
 )(kv_carrier.read_through_cache)

@@ -1,18 +1,18 @@
 """The renaming rules of Qwen2-VL and Qwen2.5-VL checkpoints are incomplete.
 
-Problem: `get_checkpoint_conversion_mapping` (conversion_mapping.py) tells how the names on the hub become those of the
-    model. From 5.4.0 to 5.5.4 the rule for the vision tower, `visual` to `model.visual`, is missing. From 5.9.0 to
-    5.12.1, where rules are found by the name of the class, the class without a head has none at all.
-Hit by: up to 5.5.4 whoever asks for the rules, as Automodel's checkpointing does under FSDP2: the vision tower trains
-    from random weights, without an error. `save_pretrained` writes `model.visual.*` beside `model.layers.*`, a mixture
+Problem: `get_checkpoint_conversion_mapping` (conversion_mapping.py) returns the rules that rename the tensors of the
+    hub's layout to those of the model. From 5.4.0 to 5.5.4 the rule for the vision tower, `visual` to `model.visual`,
+    is missing. From 5.9.0 to 5.12.1, where rules are looked up by class, the class without a head has none at all.
+Hit by: up to 5.5.4 all users of the rules, such as Automodel's checkpointing under FSDP2: the vision tower trains from
+    random weights, without an error. `save_pretrained` writes `model.visual.*` as well as `model.layers.*`, a mixture
     of which the class without a head loses a half in many releases. From 5.9.0 on `AutoModel.from_pretrained`: every
     tensor of the text model is random.
-Fix: the lookup answers with what is missing: the rule for the vision tower, and for the class without a head those of
-    its head that concern the text. The registry stays as it is, and so does what a user has registered in it.
+Fix: the lookup adds what is missing: the rule for the vision tower, and for the class without a head those of its
+    head that concern the text. The registry is unchanged, including what a user has registered in it.
 Remove when: no supported release is older than transformers 5.13.0.
 
 Checkpoints that were already written in the mixed layout stay mixed. Up to nemo-automodel 0.6.0, transformers from
-5.9.0 on takes nemo_automodel.qwen_vl_checkpoint_mapping as well.
+5.9.0 on needs nemo_automodel.qwen_vl_checkpoint_mapping as well.
 """
 
 from collections.abc import Callable
@@ -37,23 +37,34 @@ patch = Patch(
 )
 
 
-def objection_unless_incomplete(lookup: Callable[..., Any]) -> str | None:
-    """Guard: one of the two rules is missing."""
+def check_rules_incomplete(lookup: Callable[..., Any]) -> str | None:
+    """Check that one of the two rules is missing.
+
+    Args:
+        lookup: transformers' lookup.
+
+    Returns:
+        None if one is, otherwise the difference.
+    """
     rules = qwen_vl_rules.registered_rules()
     by_type = rules.get("qwen2_vl")
     without_tower = by_type and qwen_vl_rules.renamed(by_type, "visual.x") == "visual.x"
     without_base = "Qwen2VLForConditionalGeneration" in rules and "Qwen2VLModel" not in rules
     if not (without_tower or without_base):
         return "lacks no rule of Qwen2-VL"
-    return qwen_vl_rules.objection_unless_lookup(lookup)
+    return qwen_vl_rules.check_lookup_signature(lookup)
 
 
 @patch.fix(
     "transformers.conversion_mapping:get_checkpoint_conversion_mapping",
-    guard=objection_unless_incomplete,
+    guard=check_rules_incomplete,
 )
 def complete(lookup: Callable[..., Any]) -> Callable[..., Any]:
-    """Build the lookup that adds the missing rules; every call returns new ones, for transformers writes into them."""
+    """Build a lookup that adds the missing rules. Every call returns new ones, since transformers writes to them.
+
+    Args:
+        lookup: transformers' ``get_checkpoint_conversion_mapping``.
+    """
 
     def lookup_complete(model_type: str) -> Any:
         from transformers.core_model_loading import WeightRenaming

@@ -1,8 +1,8 @@
 """Constants that a model computes in its constructor are overwritten by `load_format="dummy"`.
 
 Problem: `DummyModelLoader.load_weights` (model_executor/model_loader/dummy_loader.py) fills parameters and persistent
-    buffers alike with small random numbers. A checkpoint has to carry the parameters; nobody promises that it carries
-    the buffers, and constants are in no checkpoint. What the fill wrote over them stays.
+    buffers alike with small random numbers. A checkpoint has to carry the parameters; it need not carry the
+    buffers, and constants are in no checkpoint. What the fill wrote over them stays.
 Hit by: RL rollouts that start with dummy weights and receive the real ones by a refit. Gemma, Gemma 2 and Gemma 3 on
     0.9.1 (`normalizer` reads -0.0009 instead of the square root of the hidden size): garbage is generated. Qwen2-VL and
     Qwen2.5-VL on 0.28.0 to 0.32.0, more families on 0.32.0 (`visual.input_norm`): every image is scrambled. No error.
@@ -12,13 +12,13 @@ Fix: persistent buffers that hold a value count as non-persistent while the load
 Remove when: the loader itself leaves such buffers alone in every supported release. 0.9.2 and 0.33.0 only repaired the
     models named above, one by one; the loader of 0.33.0, the newest that was measured, still overwrites.
 
-Who may stop forcing `load_format="auto"` to get these constants: for Gemma, Gemma 2 and Gemma 3 everybody from vLLM
-0.9.2 on without any patch, and on older releases with this patch or its sibling for releases before 0.9.1. For Qwen2-VL
-and Qwen2.5-VL everybody, but on 0.28.0 to 0.32.0 only with this patch. For models of one's own that register constants
-as persistent buffers, everybody who runs this patch.
+You no longer need to force `load_format="auto"` for these constants: for Gemma, Gemma 2 and Gemma 3 from vLLM 0.9.2 on
+without any patch, on older releases with this patch or the one for releases before 0.9.1; for Qwen2-VL and Qwen2.5-VL
+with this patch on 0.28.0 to 0.32.0, without it on others; for other models that register constants as persistent
+buffers with this patch.
 
-Left alone: what shares memory with a parameter (tied heads, Mamba's `conv_weights`) is filled through it; layers that
-are quantised while they are loaded are the loader's; what `process_weights_after_loading` sets, it sets afterwards.
+Not covered: buffers that share memory with a parameter (tied heads, Mamba's `conv_weights`) are filled through it;
+layers that are quantised while they are loaded; what `process_weights_after_loading` sets afterwards.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
@@ -34,28 +34,48 @@ if TYPE_CHECKING:
 
 patch = Patch(
     __name__,
-    affected="vllm>=0.9.1,<0.34",
+    affected="vllm>=0.9.1,<=0.33.0",
     upstream=(
         "https://github.com/vllm-project/vllm/pull/19788",
         "https://github.com/vllm-project/vllm/pull/50411",
     ),
     opt_out="NRL_DISABLE_VLLM_DUMMY_LOAD_CONSTANTS_PATCH",
+    relies_on=(
+        "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
+        "vllm.model_executor.model_loader.weight_utils:initialize_single_dummy_weight",
+    ),
+    victims={
+        "Gemma, Gemma 2, Gemma 3 (normalizer)": "vllm>=0.9.1,<0.9.2",
+        "Qwen2-VL, Qwen2.5-VL (input_norm)": "vllm>=0.28.0,<0.33.0",
+        "Qwen3-VL and others (input_norm)": "vllm>=0.32.0,<0.33.0",
+    },
 )
 
 
 def skips_non_persistent_buffers(load_weights: Callable[..., Any]) -> str | None:
-    """Guard: the fill leaves out non-persistent buffers, in one of the two ways that releases have."""
+    """Check that the fill leaves out non-persistent buffers, in one of the two ways that releases have.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's dummy loader.
+
+    Returns:
+        None if it does, otherwise the difference.
+    """
     # Up to 0.29.0 the callee takes the tensors of a state dict; later releases ask each module which buffers to skip.
-    if objection_unless(load_weights, parameters="self model", attributes="initialize_dummy_weights") is None:
+    if mismatch(load_weights, parameters="self model", attributes="initialize_dummy_weights") is None:
         return None
-    return objection_unless(load_weights, parameters="self model", attributes="_non_persistent_buffers_set")
+    return mismatch(load_weights, parameters="self model", attributes="_non_persistent_buffers_set")
 
 
 @patch.fix(
     "vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=skips_non_persistent_buffers
 )
 def keep_constants(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a dummy load that leaves constants alone."""
+    """Build a dummy load that leaves constants alone.
+
+    Args:
+        load_weights: The ``load_weights`` of vLLM's dummy loader.
+    """
 
     def load_weights_but_constants(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         with dummy_load.hidden_constants(model):

@@ -8,11 +8,11 @@ Hit by: Gemma, Gemma 2 and, from 0.8.0 on, Gemma 3 that start with dummy weights
 Fix: as there: persistent buffers that hold a value count as non-persistent while the function fills.
 Remove when: no supported release is older than vLLM 0.9.1.
 
-Older releases have it too (0.6.0 to 0.6.1.post2 were seen). The range begins where this project begins to measure, see
-`FLOORS` in `nrl_patches/matrix/plan.py`.
+Older releases have the defect too (observed in 0.6.0 to 0.6.1.post2). The range begins with the oldest release that
+this project measures, see `FLOORS` in `nrl_patches/engine/affected.py`.
 
-Who may stop forcing `load_format="auto"` for Gemma: users of these releases with this patch, and everybody from vLLM
-0.9.2 on without any.
+You no longer need to force `load_format="auto"` for Gemma: on these releases with this patch, from vLLM 0.9.2 on
+without any.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import dummy_load
 
 if TYPE_CHECKING:
@@ -32,15 +32,23 @@ patch = Patch(
     affected="vllm>=0.6.3,<0.9.1",
     upstream=("https://github.com/vllm-project/vllm/pull/19788",),
     opt_out="NRL_DISABLE_VLLM_DUMMY_LOAD_CONSTANTS_PATCH",
+    victims={
+        "Gemma, Gemma 2 (normalizer)": "vllm>=0.6.3,<0.9.1",
+        "Gemma 3 (normalizer)": "vllm>=0.8.0,<0.9.1",
+    },
 )
 
 
 @patch.fix(
     "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
-    guard=lambda fill: objection_unless(fill, parameters="model", attributes="state_dict"),
+    guard=lambda fill: mismatch(fill, parameters="model", attributes="state_dict"),
 )
 def keep_constants(fill: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a fill that leaves constants alone."""
+    """Build a fill that leaves constants alone.
+
+    Args:
+        fill: vLLM's ``initialize_dummy_weights``.
+    """
 
     def fill_but_constants(model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
         with dummy_load.hidden_constants(model):

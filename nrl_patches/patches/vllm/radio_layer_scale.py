@@ -13,26 +13,24 @@ Fix: the dummy load leaves the two parameters alone, so that they keep what the 
 Remove when: `RadioModel.load_weights` writes LayerScale and the dummy load leaves it alone in every supported release;
     0.33.0, the newest that was measured, does neither.
 
-Who may stop forcing `load_format="auto"`, or rewriting radio.py on disk as NeMo RL does: everybody who runs this patch.
-`auto` never helped with explicit values. Where radio.py has been rewritten, this patch reports `drifted` and stays
-away: the rewrite resets what a batch does not contain.
+With this patch you no longer need to force `load_format="auto"`, or to rewrite radio.py on disk as NeMo RL does. `auto`
+never helped with explicit values. If radio.py has been rewritten, this patch reports `drifted` and is not applied: the
+rewrite resets what a batch does not contain.
 
-Two limits. The last write wins, whoever wrote: an engine that once received explicit values, from a stream, in kernel
-format or as `sharded_state`, keeps them when a folded checkpoint follows. And a tower that is copied, cast to another
-dtype or older than the patch lends its memory only from its next dummy load or `load_weights` on, the older one from
-its next `load_weights`; level-2 sleep before that loses the scales, as it does without the patch.
+Two limits. The last write wins, whatever its source: an engine that once received explicit values, from a stream, in
+kernel format or as `sharded_state`, keeps them when a folded checkpoint follows. And a tower that is copied or cast to
+another dtype lends its memory only from its next dummy load or `load_weights` on, one that was built before the patch
+from its next `load_weights` on; level-2 sleep before that loses the scales, as it does without the patch.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterable
 from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 from unittest import mock
 
-from nrl_patches import Observation, Patch, objection_unless
+from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared import dummy_load, radio
 
 if TYPE_CHECKING:
@@ -40,92 +38,31 @@ if TYPE_CHECKING:
 
 patch = Patch(
     __name__,
-    affected="vllm>=0.11.0,<0.34",
+    affected="vllm>=0.11.0,<=0.33.0",
     upstream=(
         "https://github.com/vllm-project/vllm/pull/39767",
         "https://github.com/NVIDIA-NeMo/RL/pull/3990",
     ),
     opt_out="NRL_DISABLE_VLLM_RADIO_LAYER_SCALE_PATCH",
+    relies_on=(
+        "vllm.model_executor.models.radio:RadioModel",
+        "vllm.model_executor.model_loader.weight_utils:initialize_dummy_weights",
+        "vllm.model_executor.model_loader.weight_utils:initialize_single_dummy_weight",
+    ),
 )
 
-ENTRY = re.compile(r"radio_model\.model\.blocks\.(?P<block>\d+)\.(?:ls|layer_scale)(?P<branch>[12])(?:\.\w+)?")
-
-
-@patch.fix(
+patch.fix(
     "vllm.model_executor.models.radio:RadioModel.__init__",
-    guard=lambda init: objection_unless(init, parameters="self config", attributes="RadioInternVisionModel model"),
+    guard=lambda init: mismatch(init, parameters="self config", attributes="RadioInternVisionModel model"),
+)(radio.make_lenders)
+
+patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=radio.fills)(
+    radio.spare_scales
 )
-def make_lenders(init: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a constructor whose blocks lend their scales."""
 
-    def init_and_lend(self: Any, *args: Any, **kwargs: Any) -> None:
-        init(self, *args, **kwargs)
-        for block in self.model.encoder.layers:
-            radio.lend(block)
-
-    return init_and_lend
-
-
-def fills(load_weights: Callable[..., Any]) -> str | None:
-    """Guard: the fill is done here, in one of the two ways that releases have, and not inherited."""
-    objections = [
-        objection_unless(load_weights, parameters="self model", attributes=function)
-        for function in ("initialize_single_dummy_weight", "initialize_dummy_weights")  # The latter up to 0.29.0.
-    ]
-    return objections[0] if all(objections) else None
-
-
-@patch.fix("vllm.model_executor.model_loader.dummy_loader:DummyModelLoader.load_weights", guard=fills)
-def spare_scales(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a dummy load after which every scale is what it was before."""
-
-    def load_weights_but_scales(self: Any, model: torch.nn.Module, *args: Any, **kwargs: Any) -> Any:
-        # That they are lent tells the scales of RADIO from what other models call `ls1`.
-        lent = [(block, name) for block in model.modules() for name in radio.SCALES if f"{name}_lent" in block._buffers]
-        before = [block._parameters[name].detach().clone() for block, name in lent]
-        result = load_weights(self, model, *args, **kwargs)
-        for (block, name), value in zip(lent, before, strict=True):
-            block._parameters[name].data.copy_(value)
-            radio.lend(block)
-        return result
-
-    return load_weights_but_scales
-
-
-def skips_layer_scale(load_weights: Callable[..., Any]) -> str | None:
-    """Guard: the entries are dropped, as in every release."""
-    objection = objection_unless(load_weights, parameters="self weights", attributes="named_parameters")
-    if objection is None and frozenset(radio.SCALES) not in load_weights.__code__.co_consts:
-        return "does not skip ls1 and ls2"
-    return objection
-
-
-@patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=skips_layer_scale)
-def write_entries(load_weights: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a loader that writes LayerScale itself and leaves the rest to the original."""
-
-    def load_layer_scale_too(self: Any, weights: Any) -> set[str]:
-        from vllm.model_executor.model_loader.weight_utils import default_weight_loader
-
-        layers = self.model.encoder.layers
-        for block in layers:
-            radio.leave_layerwise_reload(block)
-            # Again: a cast or a copy cuts the buffers off, and up to 0.25.1 a reload makes them persistent.
-            radio.lend(block)
-        rest: list[tuple[str, torch.Tensor]] = []
-        written: set[str] = set()
-        stream: Iterable[tuple[str, torch.Tensor]] = weights.items() if isinstance(weights, dict) else weights
-        for name, weight in stream:
-            entry = ENTRY.fullmatch(name)
-            if entry is None or int(entry["block"]) >= len(layers):  # A shortened tower drops the blocks it lacks.
-                rest.append((name, weight))
-                continue
-            own = getattr(layers[int(entry["block"])], f"ls{entry['branch']}")
-            getattr(own, "weight_loader", default_weight_loader)(own, weight)
-            written.add(f"model.encoder.layers.{entry['block']}.ls{entry['branch']}")
-        return set(load_weights(self, rest)) | written
-
-    return load_layer_scale_too
+patch.fix("vllm.model_executor.models.radio:RadioModel.load_weights", guard=radio.skips_layer_scale)(
+    radio.write_entries
+)
 
 
 @patch.probe

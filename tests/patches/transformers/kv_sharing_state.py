@@ -17,7 +17,7 @@ from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import Checkpoi
 from torch.profiler import ProfilerActivity, profile
 
 import nrl_patches  # noqa: F401 - the patches are what is tested
-from nrl_patches.patches._shared import kv_carrier, kv_sharing
+from nrl_patches.patches._shared import kv_carrier, kv_sharing, kv_states
 
 TOKENS = torch.arange(1, 49).view(2, 24)
 
@@ -103,6 +103,6 @@ if __name__ == "__main__":
         "growth": growth(family, steps),
         "growth_reentrant": growth(family, steps // 10, reentrant=True),
         "threads_agree": threads_agree(family),
-        "carriers": alive((kv_carrier.SharedStates, kv_carrier.CacheView, kv_carrier.CarriedGradients)),
+        "carriers": alive((kv_states.SharedStates, kv_carrier.CacheView, kv_states.CarriedGradients)),
     }
     print(json.dumps(found))

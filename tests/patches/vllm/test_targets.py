@@ -20,7 +20,7 @@ PATCHES = [name for name in load().patches if name.startswith("vllm.")]
 def test_the_distribution_may_have_either_name_and_a_post_release_is_affected(sandbox, distribution, version):
     sandbox.distribution(version, name=distribution, package="vllm")
     done = sandbox.run("import nrl_patches; print(nrl_patches.status()['vllm.dummy_load_constants'])")
-    assert f"pending ({distribution} {version} is in vllm>=0.9.1,<0.34; " in done.stdout, done
+    assert f"pending ({distribution} {version} is in vllm>=0.9.1,<=0.33.0; " in done.stdout, done
 
 
 @pytest.mark.parametrize(

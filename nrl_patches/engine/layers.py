@@ -1,0 +1,151 @@
+"""One replaced target: the layers of fixes on it, and how they are rebuilt.
+
+What is installed is a plain function: where the forward of a submodule is a ``wrapt.FunctionWrapper``, torch's compiler
+silently skips it and traces the original (``tests/engine/test_wrapping_trap.py`` reproduces that).
+
+Assigning ``__code__`` in place would avoid the search for references, but has other costs: its trampoline either
+rejects the parameters that a fix adds or breaks the graphs that dynamo traced before, builtins and third-party wrappers
+would need the search all the same, and warnings would name another file; ``tests/engine/test_why_not_code_swap.py``
+tries it.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from types import FunctionType
+from typing import Any
+
+from nrl_patches.declaration import Build
+from nrl_patches.engine.reachability import reaches
+from nrl_patches.engine.references import Holders, find_copies, find_holders
+from nrl_patches.engine.targets import MARK, MISSING, Mark, Site, describe
+
+__all__ = ["SLOT", "Slot"]
+
+SLOT = "_nrl_patches_slot"
+"""The attribute by which an installed function refers to its slot, once its target has been defined again."""
+
+
+@dataclass(slots=True)
+class Slot:
+    """A replaced target.
+
+    Attributes:
+        site: Where it is, and the original.
+        layers: The builds on it, by patch id, innermost first.
+        function: The callable that is installed now.
+        raw: The value in its owner's namespace now.
+    """
+
+    site: Site
+    layers: dict[str, Build] = field(default_factory=dict)
+    function: Callable[..., Any] = field(init=False)
+    raw: Any = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Start with the original."""
+        self.function, self.raw = self.site.function, self.site.raw
+
+    @property
+    def intruder(self) -> str | None:
+        """What has replaced the installed callable, None if nothing has."""
+        there = vars(self.site.owner).get(self.site.name, MISSING)
+        return None if there is self.raw else "nothing" if there is MISSING else describe(there)
+
+    @property
+    def is_reached(self) -> bool:
+        """Whether a call of the target may still reach the installed callable, through a third-party wrapper."""
+        return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=True)
+
+    @property
+    def is_called(self) -> bool:
+        """The same, but ``__wrapped__`` does not count: a replacement may set it without calling the original."""
+        return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
+
+    def rebuild(self, layers: dict[str, Build]) -> Holders:
+        """Make the target consist of these layers, in every place that refers to the present callable.
+
+        Args:
+            layers: The builds, by patch id, innermost first.
+
+        Returns:
+            Who referred to the callable before; where it could not be replaced is among them.
+
+        Raises:
+            TypeError: A build did not return a new plain function; nothing is changed then.
+            Exception: Whatever a build raises; nothing is changed then.
+        """
+        holders = self._holders()  # Before the builds close over the callable.
+        function = self.site.function
+        for patch_id, build in layers.items():
+            function = _dress(build(function), function, patch_id)
+        raw = self.site.raw
+        if layers:
+            raw = self.site.binding(function) if self.site.binding else function
+        if self.intruder is not None:
+            pass  # The target was defined again: another function has its name now.
+        elif raw is MISSING:
+            delattr(self.site.owner, self.site.name)
+        else:
+            setattr(self.site.owner, self.site.name, raw)
+        for holder in holders.reachable:
+            if vars(holder.owner).get(holder.name) is self.function:
+                setattr(holder.owner, holder.name, function)
+        self.layers, self.function, self.raw = layers, function, raw
+        return holders
+
+    def _holders(self) -> Holders:
+        """Find the other references to the present callable; on the heap only if the modules do not account for all."""
+        # An inherited function is referred to by the base, which is not the target.
+        if self.site.raw is MISSING or _count_others(self) == 0:
+            return Holders()
+        copies = find_copies(self.function)
+        elsewhere = [copy for copy in copies if copy.owner is not self.site.owner or copy.name != self.site.name]
+        # Count again: another thread may have added or removed a reference.
+        if _count_others(self) == len(elsewhere):
+            return Holders(copies)
+        return find_holders(self.function, ignore=(Site, Slot, Mark), exclude=self.raw, owner=self.site.owner)
+
+
+def _count_others(slot: Slot) -> int | None:
+    """Count the references to an original except its owner's and those of the slot itself; None if unknown."""
+    # Without the global interpreter lock, the reference counts of functions are split or deferred.
+    if slot.layers or type(slot.raw) is not FunctionType or not getattr(sys, "_is_gil_enabled", lambda: True)():
+        return None
+
+    class Once:
+        """Has a function that nothing else refers to: the references added by counting differ by Python version."""
+
+        def function(self) -> None:
+            """Do nothing."""
+
+    once = Slot(Site(Once, "function", vars(Once)["function"], vars(Once)["function"], None))
+    return _references(slot) - _references(once)
+
+
+def _references(slot: Slot) -> int:
+    return sys.getrefcount(slot.site.function)
+
+
+def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
+    if not isinstance(new, FunctionType) or new is old:
+        raise TypeError(f"a fix must build a new plain function, not {describe(new)}")
+    functools.update_wrapper(new, old, updated=())
+    # accelerate's unwrap_model would follow __wrapped__ and strip the fix, and dynamo's own attributes, which mark
+    # the original as skipped or compiled, would bypass it.
+    del new.__wrapped__  # type: ignore[attr-defined]
+    kept = getattr(old, "__dict__", {}).items()
+    new.__dict__.update(
+        {name: value for name, value in kept if not name.startswith(("__wrapped__", "_torchdynamo", SLOT))}
+    )
+    with suppress(ValueError):  # Some builtins have no signature to keep.
+        new.__signature__ = inspect.signature(old)  # type: ignore[attr-defined]
+    below: Mark = getattr(old, MARK, None) or Mark("", (), old, new.__code__)
+    setattr(new, MARK, Mark(str(PurePath(__file__).parents[1]), (*below.ids, patch_id), below.pristine, new.__code__))
+    return new

@@ -69,6 +69,7 @@ class Side:
         status: The status word of the patch in that process.
         seconds: How long the process took.
         error: What went wrong, with the end of the process's output; empty if nothing did.
+        reason: The sentence behind the status word.
     """
 
     present: bool | None
@@ -76,6 +77,7 @@ class Side:
     status: str = ""
     seconds: float = 0.0
     error: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -212,7 +214,9 @@ def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: flo
         answer = report.read(_LONGEST)
     try:
         told = json.loads(answer)
-        return Side(told["present"], told["evidence"], told["status"], ended.seconds)
+        return Side(
+            told["present"], told["evidence"], told["status"], ended.seconds, reason=str(told.get("reason", ""))
+        )
     except (LookupError, TypeError, ValueError, RecursionError):
         how = f"took longer than {timeout:g} s and was killed" if ended.code is None else describe_end(ended.code)
         said = f"the probe {how}; the end of its output:\n{ended.output[-_TAIL:]}"

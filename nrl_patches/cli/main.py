@@ -17,6 +17,7 @@ __all__ = ["main"]
 _MODULES = {
     "audit": "audit",
     "check": "new",
+    "demo": "demo",
     "doctor": "doctor",
     "explain": "explain",
     "list": "explain",

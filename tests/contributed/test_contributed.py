@@ -157,7 +157,7 @@ def test_registering_twice_does_nothing_and_nonsense_is_said(acme):
         "nrl_patches.register('nothing.of.that.name')\nprint([i for i in nrl_patches.status() if '/' in i])"
     )
     done = acme.python("-c", code)
-    assert done.stdout.strip() == str(sorted([ID, "acme_patches/vllm.engine_name", "nothing/*"]))
+    assert done.stdout.strip() == str(sorted([ID, "acme_patches/vllm.harmless", "nothing/*"]))
     assert done.stderr.count("nothing/*: expected a patch file") == 1
     strict = acme.python("-c", code, NRL_PATCHES_STRICT="1")
     assert "SettingsError: nothing/*" in strict.stderr

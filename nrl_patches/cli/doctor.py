@@ -12,6 +12,7 @@ import click
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age, beyond_evidence
 from nrl_patches.processes import doctor as checks
+from nrl_patches.processes.doctor_interpreters import check_import, check_interpreter, other_environment
 from nrl_patches.processes.doctor_overlaps import check_overlaps
 from nrl_patches.processes.doctor_targets import check_targets
 from nrl_patches.processes.inspection import descendants
@@ -48,7 +49,7 @@ def doctor(
     if children and not pids:
         raise click.UsageError("--children needs --pid")
     offspring = dict.fromkeys(child for pid in pids if children for child in descendants(pid) if child not in pids)
-    other = checks.other_environment(os.environ)
+    other = other_environment(os.environ)
     findings = [
         *checks.check_settings(os.environ),
         *checks.check_vllm_plugins(os.environ),
@@ -58,11 +59,11 @@ def doctor(
         *(
             finding
             for python in (*pythons, *filter(None, [other]))
-            for finding in checks.check_interpreter(python, os.environ)
+            for finding in check_interpreter(python, os.environ)
         ),
         *(finding for pid in pids for finding in checks.check_pid(pid)),
         *(finding for pid in offspring for finding in checks.check_pid(pid, named=False)),
-        *checks.check_import(modules),
+        *check_import(modules),
         *check_overlaps(),
     ]
     looked = None if no_imports else check_targets()

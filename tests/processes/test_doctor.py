@@ -12,7 +12,8 @@ from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__
-from nrl_patches.processes.doctor import check_interpreter, check_vllm_plugins
+from nrl_patches.processes.doctor import check_vllm_plugins
+from nrl_patches.processes.doctor_interpreters import check_interpreter
 
 
 def doctor(copy, *args, **environ):
@@ -236,7 +237,7 @@ print(finding)
 
 def test_an_environment_without_the_package(copy, installed):
     # A worker's environment does not see the path of this process.
-    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches.processes import doctor\n"
+    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches.processes import doctor_interpreters as doctor\n"
     asked = f"print(*doctor.check_interpreter({str(installed)!r}, {{}}), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", script + asked], capture_output=True, text=True, check=True, cwd="/", timeout=60

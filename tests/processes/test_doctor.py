@@ -237,8 +237,9 @@ print(finding)
 
 def test_an_environment_without_the_package(copy, installed):
     # A worker's environment does not see the path of this process.
-    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches.processes import doctor_interpreters as doctor\n"
-    asked = f"print(*doctor.check_interpreter({str(installed)!r}, {{}}), sep='\\n')"
+    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\n"
+    script += "from nrl_patches.processes import doctor_interpreters\n"
+    asked = f"print(*doctor_interpreters.check_interpreter({str(installed)!r}, {{}}), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", script + asked], capture_output=True, text=True, check=True, cwd="/", timeout=60
     )

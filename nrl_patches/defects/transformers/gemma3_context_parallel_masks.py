@@ -62,7 +62,7 @@ def _is_refused(mask: Any) -> bool:
     try:
         from torch.distributed.tensor.experimental._context_parallel import _attention
     except ImportError:  # Where older releases of torch have it.
-        from torch.distributed.tensor.experimental import _attention  # type: ignore[no-redef]
+        from torch.distributed.tensor.experimental import _attention
 
     query = torch.zeros(1, 2, 2 * _WINDOW, 16)
     ring: Any = _attention._scaled_dot_product_ring_efficient_attention

@@ -27,5 +27,6 @@ defect = Defect(
         "https://github.com/axolotl-ai-cloud/axolotl/commit/f608d263a608ab0f30c40dc23e45220572fffb6d",
     ),
     advice="Compare the scale of linear_attn.conv1d.weight across the layers of Qwen3.5-35B-A3B before training on it.",
+    victims={"Qwen3.5-35B-A3B": "transformers>=5.2.0,<=5.24.0"},
     measured=False,
 )

@@ -35,7 +35,7 @@ defect = Defect(
         "https://github.com/NVIDIA-NeMo/RL/issues/227",
         "https://github.com/NVIDIA-NeMo/RL/pull/700",
     ),
-    advice="Shard models with tied embeddings by tensor parallelism on transformers 4.56.0 to 5.13.1, or 5.15.0 and later.",
+    advice="For tied embeddings under tensor parallelism, use transformers 4.56.0 to 5.13.1, or 5.15.0 and later.",
 )
 
 _ROUNDING = 1e-4

@@ -34,6 +34,7 @@ defect = Defect(
     ),
     advice="Upgrade to vLLM 0.17.0, or pass enable_prefix_caching=False for Mamba hybrids such as Nemotron 3 Nano.",
     relies_on=("vllm.v1.attention.backends.mamba_attn:BaseMambaAttentionMetadataBuilder.update_block_table",),
+    victims={"Nemotron-H and Nemotron 3 Nano": "vllm>=0.14.0,<0.17.0"},
 )
 
 _MODULE = "vllm.v1.attention.backends.mamba_attn"

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
     _activation: Activation = front_door.activation()
     apply = _activation.apply
+    register = _activation.register
     status = _activation.status
     undo = _activation.undo
 
@@ -49,6 +50,7 @@ __all__ = [
     "activated_by",
     "apply",
     "mismatch",
+    "register",
     "status",
     "undo",
 ]
@@ -71,7 +73,7 @@ def __getattr__(name: str) -> object:
     value: object
     if name == "_activation":
         value = front_door.activation()
-    elif name in {"apply", "status", "undo"}:
+    elif name in {"apply", "register", "status", "undo"}:
         value = getattr(front_door.activation(), name)
     elif name in __all__:
         from importlib import import_module  # noqa: PLC0415 - see the module docstring

@@ -27,7 +27,7 @@ _STRIPPED = sys.flags.optimize > 1
 _BUILTIN_PATCHES = "nrl_patches.patches."
 _BUILTIN_DEFECTS = "nrl_patches.defects."
 _TARGET = re.compile(r"(?P<module>[^\W\d]\w*(\.[^\W\d]\w*)*):(?P<qualname>[^\W\d]\w*(\.[^\W\d]\w*)*)")
-_OPT_OUT = re.compile(r"NRL_DISABLE_[A-Z0-9_]+")
+_OPT_OUT = re.compile(r"[A-Z][A-Z0-9_]*_DISABLE_[A-Z0-9_]+")
 
 Build = Callable[[Callable[..., Any]], Callable[..., Any]]
 Guard = Callable[[Callable[..., Any]], "str | None"]
@@ -46,7 +46,7 @@ class Observation:
     evidence: Mapping[str, float | str | bool] = field(default_factory=dict)
 
 
-Probe = Callable[[], Observation]
+Probe = Callable[[], "Observation | bool"]
 _BuildT = TypeVar("_BuildT", bound=Build)
 _ProbeT = TypeVar("_ProbeT", bound=Probe)
 
@@ -116,28 +116,36 @@ class Defect:
         self.module = module
         self.id = module.removeprefix(_BUILTIN_PATCHES).removeprefix(_BUILTIN_DEFECTS)
         self.upstream = tuple(upstream)
+        self.home = ""
+        """The package of another party that the file belongs to; empty for this one's own. Set by the registry."""
         self.advice = advice
         self.relies_on = tuple(relies_on)
         self.victims = dict(victims or {})
         self.measured = measured
         self.fixes: tuple[Fix, ...] = ()
         self._probe: Probe | None = None
-        if unknown:
-            raise self._error(f"has no field {', '.join(sorted(unknown))}")
-        try:
-            self.affected = Affected(affected)
-        except ValueError as error:
-            raise self._error(f"affected: {error}") from error
-        try:
-            for releases in self.victims.values():
-                Affected(releases)
-        except ValueError as error:
-            raise self._error(f"victims: {error}") from error
+        problems = [f"has no field {', '.join(sorted(unknown))}"] if unknown else []
+        self.affected = self._parsed("affected", affected, problems)
+        for releases in self.victims.values():
+            self._parsed("victims", releases, problems)
         if isinstance(upstream, str) or not self.upstream or not all(u.startswith("https://") for u in self.upstream):
-            raise self._error("upstream: needs at least one https link to the issue or pull request")
+            problems.append("upstream: needs at least one https link to the issue or pull request")
         strange = [place for place in self.relies_on if not PLACE.fullmatch(place) or not self._is_about(place)]
         if isinstance(relies_on, str) or strange:
-            raise self._error(f"relies_on: needs module:qualname of a distribution in affected, not {relies_on!r}")
+            problems.append(f"relies_on: needs module:qualname of a distribution in affected, not {relies_on!r}")
+        problems += self._other_problems()
+        if problems:  # All at once: who writes a file wants to know.
+            raise self._error("; ".join(problems))
+
+    def _other_problems(self) -> list[str]:
+        return []
+
+    def _parsed(self, name: str, releases: str | Sequence[str], problems: list[str]) -> Affected:
+        try:
+            return Affected(releases)
+        except ValueError as error:
+            problems.append(f"{name}: {error}")
+        return Affected("nothing<0")
 
     def __repr__(self) -> str:
         """Return the id in the form in which it is searched for."""
@@ -186,6 +194,8 @@ class Defect:
         if self.fixes and len(absent) == len(self.fixes):
             return Observation(present=False, evidence={"absent": absent[0]})
         seen = self._probe()
+        if isinstance(seen, bool):  # The shortest probe.
+            return Observation(present=seen)
         if not isinstance(seen, Observation):
             raise self._error(f"probe: must return an Observation, not {type(seen).__name__}")
         return seen
@@ -238,7 +248,8 @@ class Patch(Defect):
 
     Args:
         module: ``__name__`` of the patch file. The id is its path below ``nrl_patches.patches``.
-        opt_out: The environment variable (``NRL_DISABLE_…``) that switches off this patch; several patches share one
+        opt_out: The environment variable (``NRL_DISABLE_…``, of other parties ``<DISTRIBUTION>_DISABLE_…``) that
+            switches off this patch; several patches share one
             only if they are for one defect.
         required: Whether running without it is worse than not running: a target that could not be fixed then raises
             when it is called, rather than computing something wrong.
@@ -254,8 +265,12 @@ class Patch(Defect):
         self.opt_out = opt_out
         self.required = required
         super().__init__(module, **declared)
-        if not _OPT_OUT.fullmatch(opt_out):
-            raise self._error(f"opt_out: needs a variable named NRL_DISABLE_…, not {opt_out!r}")
+
+    def _other_problems(self) -> list[str]:
+        own = self.module.startswith(_BUILTIN_PATCHES)
+        if not _OPT_OUT.fullmatch(self.opt_out) or (own and not self.opt_out.startswith("NRL_DISABLE_")):
+            return [f"opt_out: needs a variable named NRL_DISABLE_…, not {self.opt_out!r}"]
+        return []
 
     def fix(self, target: str, *, guard: Guard) -> Callable[[_BuildT], _BuildT]:
         """Declare the decorated function as the build of a :class:`Fix`.

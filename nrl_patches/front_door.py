@@ -12,7 +12,7 @@ import os
 import sys
 from _thread import RLock, get_ident
 
-from nrl_patches import meta_path
+from nrl_patches import contributed, meta_path
 from nrl_patches.hosts import door
 
 TYPE_CHECKING = False
@@ -94,12 +94,16 @@ def activation() -> "Activation":
 
 
 def packages() -> frozenset[str]:
-    """Return the top-level packages that have targets: the folders of ``patches``; empty if they cannot be listed."""
+    """Return the top-level packages that have targets; empty if they cannot be listed.
+
+    They are the folders of ``patches``, and what other distributions name that contribute patches.
+    """
     try:
         names = os.listdir(f"{__file__.rpartition(os.sep)[0]}{os.sep}patches")  # noqa: PTH208 - pathlib takes 4 ms
     except OSError:  # In an archive.
         return frozenset()
-    return frozenset(name for name in names if "." not in name and not name.startswith("_"))
+    own = {name for name in names if "." not in name and not name.startswith("_")}
+    return frozenset(own.union(contribution.target for contribution in contributed.contributions()))
 
 
 def cover(spawn: "ModuleType") -> None:

@@ -18,6 +18,7 @@ Goes the named ways of a subject only, in the process as it is.
 import contextlib
 import ctypes
 import functools
+import gc
 import importlib
 import json
 import os
@@ -108,6 +109,8 @@ def off(subjects):
         subjects: The names of the ways to go, by subject.
     """
     os.environ["NRL_PATCHES"] = "0"
+    # What is older than the targets holds none of them, and need not be searched for who does at each apply and undo.
+    gc.freeze()
     registry = registry_with_targets()
     gone = {name: forked(went, name, {}, names) for name, names in subjects.items()}
     report = {patch.id: observed(patch) for patch in registry}
@@ -148,6 +151,7 @@ def on(environment):
 def went(name, options, names=None):
     from ways.going import go
 
+    gc.freeze()  # While dynamo traces, the collector would go through all of torch again and again.
     # Last, so that one which the environment has of its own comes first; and only here, because the patches of PEFT
     # are measured in environments that say so.
     sys.path.append(os.environ["WAYS_PEFT"])

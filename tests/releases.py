@@ -52,6 +52,11 @@ ENVIRONMENTS = (
 PEFT = Part(("peft==0.21.2",))
 """One version imports on all of them, and finds what it needs in the base."""
 
+# Without it half of a process's time goes into compiling transformers; who wants none beside sources gets it elsewhere.
+BYTECODE = {"PYTHONDONTWRITEBYTECODE": "", "PYTHONPYCACHEPREFIX": str(FOLDER.absolute() / "bytecode")}
+if not os.environ.get("PYTHONDONTWRITEBYTECODE"):
+    BYTECODE = {}
+
 
 AS_OF = {"UV_EXCLUDE_NEWER": "2026-11-26"}
 """What the releases require is resolved as of this day, so that a red run today means the same tomorrow."""
@@ -84,7 +89,7 @@ def run_in(path, script, *args, timeout=600, **environ):
     """The same with the folders themselves."""
     done = subprocess.run(
         [sys.executable, *map(str, (script, *args))],
-        env=variables(path, os.environ) | environ,
+        env=variables(path, os.environ) | BYTECODE | environ,
         capture_output=True,
         text=True,
         timeout=timeout,

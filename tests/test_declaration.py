@@ -55,9 +55,16 @@ def test_two_fixes_for_one_target_two_probes_and_no_probe():
 
 def test_a_probe_must_return_an_observation():
     patch = Patch(__name__, **GOOD)
-    patch.probe(lambda: True)
-    with pytest.raises(DeclarationError, match="must return an Observation, not bool"):
+    patch.probe(lambda: 1)
+    with pytest.raises(DeclarationError, match="must return an Observation, not int"):
         patch.observe()
+
+
+@pytest.mark.parametrize("present", [True, False])
+def test_a_probe_may_return_a_boolean(present):
+    patch = Patch(__name__, **GOOD)
+    patch.probe(lambda: present)
+    assert patch.observe() == Observation(present=present)
 
 
 def test_a_release_without_the_targets_module_has_no_defect(sandbox):

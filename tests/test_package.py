@@ -127,43 +127,7 @@ def test_reload_of_the_package():
     assert done.returncode == 0, done.stderr
 
 
-# A second copy of the package in one process: a vendored one, or another version earlier on sys.path.
-SECOND_COPY = """
-    import importlib, sys
-    {before}
-    import nrl_patches
-    from nrl_patches.engine.activation import Activation
-    from nrl_patches.engine import registry
-    patches = importlib.import_module("{patches}")
-    first = Activation(registry.load(patches), {{}})
-    first.start()
-    finders = sys.meta_path
-    for name in [n for n in sys.modules if n.split(".")[0] in ("nrl_patches", "{patches}")]:
-        del sys.modules[name]
-    sys.path.insert(0, "{copy}")
-    import nrl_patches as other
-    assert other.__file__.startswith("{copy}")
-    from nrl_patches.engine.activation import Activation
-    from nrl_patches.engine import registry
-    second = Activation(registry.load(importlib.import_module("{patches}")), {{}})
-    second.start()
-    import {target}.core as core
-    assert core.count() == 2, core.count()
-    assert sys.meta_path is finders  # Both keep their finders first in one list.
-    (one,), (two,) = first.status().values(), second.status().values()
-    assert one.state == two.state == "applied", (one, two)
-    notes = one.notes + two.notes
-    assert len(notes) == 1 and notes[0].startswith("applied by the copy of nrl_patches in "), notes
-    follower, leader = (second, first) if two.notes else (first, second)
-    try:
-        follower.undo(one.id)
-    except Exception as error:
-        assert "undo it through that copy" in str(error)
-    else:
-        raise AssertionError("undone by the wrong copy")
-    leader.undo()
-    assert core.count() == 1
-"""
+SECOND_COPY = (ROOT / "tests" / "second_copy.py").read_text(encoding="utf-8")
 
 
 @pytest.mark.parametrize("imported_before", [True, False])
@@ -172,9 +136,8 @@ def test_a_second_copy_applies_nothing_twice(sandbox, tmp_path, imported_before)
     shutil.copytree(ROOT / "nrl_patches", copy / "nrl_patches", ignore=shutil.ignore_patterns("__pycache__"))
     sandbox.distribution(core=COUNT)
     sandbox.patch()
-    before = f"import {sandbox.name}.core" if imported_before else ""
-    code = SECOND_COPY.format(copy=copy, patches=sandbox.patches, target=sandbox.name, before=before)
-    done = sandbox.run(code)
+    given = {"COPY": str(copy), "PATCHES": sandbox.patches, "TARGET": sandbox.name}
+    done = sandbox.run(SECOND_COPY, IMPORTED_BEFORE=str(imported_before), **given)
     assert done.returncode == 0, done.stderr
 
 

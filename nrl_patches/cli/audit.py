@@ -20,7 +20,7 @@ from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, wr
 from nrl_patches.declaration import Defect, Patch
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
-from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age
 from nrl_patches.matrix.plan import Task
 
@@ -117,7 +117,7 @@ def _audit(
     folder: Path | None,
 ) -> Audit:
     names = list(dict.fromkeys(name for patch in patches for name in patch.affected.distributions))
-    evidence = Evidence.read(COMMITTED)
+    evidence = Evidence.released()
     old, new = ([pins.changed(changes) for pins in read_pins(end, names)] if end else [] for end in ends)
     pairs = pairs_of(old, new) if old else []
     looked = [pins for file in files for pins in _labelled(read_pins(file, names), file, several=len(files) > 1)]

@@ -9,9 +9,11 @@ import sys
 
 import click
 
-from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age, beyond_evidence
 from nrl_patches.processes import doctor as checks
+from nrl_patches.processes.doctor_interpreters import check_import, check_interpreter, other_environment
+from nrl_patches.processes.doctor_overlaps import check_overlaps
 from nrl_patches.processes.doctor_targets import check_targets
 from nrl_patches.processes.inspection import descendants
 
@@ -47,7 +49,7 @@ def doctor(
     if children and not pids:
         raise click.UsageError("--children needs --pid")
     offspring = dict.fromkeys(child for pid in pids if children for child in descendants(pid) if child not in pids)
-    other = checks.other_environment(os.environ)
+    other = other_environment(os.environ)
     findings = [
         *checks.check_settings(os.environ),
         *checks.check_vllm_plugins(os.environ),
@@ -57,15 +59,16 @@ def doctor(
         *(
             finding
             for python in (*pythons, *filter(None, [other]))
-            for finding in checks.check_interpreter(python, os.environ)
+            for finding in check_interpreter(python, os.environ)
         ),
         *(finding for pid in pids for finding in checks.check_pid(pid)),
         *(finding for pid in offspring for finding in checks.check_pid(pid, named=False)),
-        *checks.check_import(modules),
+        *check_import(modules),
+        *check_overlaps(),
     ]
     looked = None if no_imports else check_targets()
     findings += looked.findings if looked else []
-    evidence = Evidence.read(COMMITTED)
+    evidence = Evidence.released()
     findings += beyond_evidence(evidence)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))

@@ -33,10 +33,10 @@ def list_patches() -> None:
 def explain(patch_id: str) -> None:
     """Print what a defect is, where, whether it is repaired, and how to switch that off."""
     from nrl_patches.matrix.compare import judge  # noqa: PLC0415 - `list` needs nothing of the matrix
-    from nrl_patches.matrix.evidence import COMMITTED, Evidence  # noqa: PLC0415
+    from nrl_patches.matrix.evidence import Evidence  # noqa: PLC0415
     from nrl_patches.matrix.freshness import measured_releases  # noqa: PLC0415
 
-    evidence = Evidence.read(COMMITTED)
+    evidence = Evidence.released()
     window = {n: f"{n} {v[0]} to {v[-1]}" for n, v in measured_releases(evidence).items()}
     patch = find_known(patch_id)
     rows = {

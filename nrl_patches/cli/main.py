@@ -16,10 +16,13 @@ __all__ = ["main"]
 
 _MODULES = {
     "audit": "audit",
+    "check": "new",
+    "demo": "demo",
     "doctor": "doctor",
     "explain": "explain",
     "list": "explain",
     "matrix": "matrix",
+    "new": "new",
     "probe": "probe",
     "run": "run",
     "status": "status",

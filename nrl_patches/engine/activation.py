@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
+from nrl_patches import contributed
 from nrl_patches.declaration import Patch
 from nrl_patches.engine import registry as registries
 from nrl_patches.engine.decision import decide
@@ -24,7 +25,7 @@ from nrl_patches.engine.slots import PROCESS_LOCK, check_removable
 from nrl_patches.engine.status import TROUBLE, Record, State, Status
 from nrl_patches.engine.transaction import check_own, failed, remove_fixes
 from nrl_patches.engine.undone import Undone
-from nrl_patches.errors import PatchError, SettingsError, UndoError
+from nrl_patches.errors import PatchError, Problem, SettingsError, UndoError
 
 __all__ = ["Activation", "default_activation"]
 
@@ -70,16 +71,45 @@ class Activation:
         try:
             self._report_problems()
             for patch in self.registry:
-                if patch.id in self.settings.disabled:
-                    self._records[patch.id] = Record(State.DISABLED, self.settings.disabled[patch.id])
-                else:
-                    self._hook(patch)
+                self._hook_unless_disabled(patch)
         except PatchError as error:
             self._refused = error
             for patch in self.registry:
                 self._unhook(patch)
                 remove_fixes(patch)
             raise
+
+    def register(self, package: str | ModuleType) -> None:
+        """Add the patch files of another party's package, here and in every process that this one starts.
+
+        Its patches are gated, applied, reported and undone like all others; their ids begin with the first part of the
+        package's name and a slash. Acts once per package. A distribution need not call this: it declares its package by
+        entry points of the group ``nrl_patches.patches``.
+
+        Args:
+            package: The package, or its full name. Folders in it need no ``__init__``.
+
+        Raises:
+            PatchError: Under strict mode, whatever is wrong with it.
+        """
+        name = package if isinstance(package, str) else package.__name__
+        registry = registries.with_package(self.registry, name)
+        with PROCESS_LOCK:
+            new = [patch for patch in registry if patch.id not in self._records]
+            self._records |= {patch.id: Record() for patch in new}
+            self.registry = registry
+        inherited = contributed.registered()
+        if name not in inherited and self._environ is os.environ:
+            os.environ[contributed.VARIABLE] = ",".join([*inherited, name])
+        if not self._started or not self.settings.enabled:
+            return
+        known = self.settings.problems
+        self.settings = Settings.read(self._environ, registry)
+        self._report_problems(known)
+        for patch in new:
+            self._hook_unless_disabled(patch)
+        with PROCESS_LOCK:
+            self.on_change()
 
     def status(self) -> dict[str, Status]:
         """Return the status of every patch as it is now, by id. Imports nothing.
@@ -256,6 +286,12 @@ class Activation:
                 if self._records[patch.id].state is not State.DISABLED:
                     self._awaited.add((patch.id, name))
 
+    def _hook_unless_disabled(self, patch: Patch) -> None:
+        if patch.id in self.settings.disabled:
+            self._records[patch.id] = Record(State.DISABLED, self.settings.disabled[patch.id])
+        else:
+            self._hook(patch)
+
     def _hook_again(self, ids: Sequence[str]) -> None:
         for patch_id in ids:
             self._hook(self.registry.patches[patch_id])
@@ -270,17 +306,18 @@ class Activation:
     def _status(self, patch: Patch) -> Status:
         return status_of(patch, self._records[patch.id], forced=patch.id in self.settings.forced)
 
-    def _report_problems(self) -> None:
-        if self.settings.problems and self.settings.strict:
-            raise SettingsError("\n".join(map(str, self.settings.problems)))
-        for problem in self.settings.problems:
+    def _report_problems(self, known: Sequence[Problem] = ()) -> None:
+        problems = [problem for problem in self.settings.problems if problem not in known]
+        if problems and self.settings.strict:
+            raise SettingsError("\n".join(map(str, problems)))
+        for problem in problems:
             tell(logging.WARNING, problem)
 
 
 @functools.cache
 def default_activation() -> Activation:
     """Return the one activation of this copy of the package: all its patches, the process's own environment."""
-    return Activation(registries.load(), os.environ)
+    return Activation(registries.load_everything(), os.environ)
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ import functools
 import json
 from collections.abc import Callable, Iterator, Mapping
 from importlib import resources
+from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
@@ -14,7 +15,10 @@ from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.distributions import Installed, find_installed, import_package
 from nrl_patches.engine.upstream_code import digest
 
-__all__ = ["decide", "is_recognised", "places_of"]
+if TYPE_CHECKING:
+    from importlib.abc import Traversable
+
+__all__ = ["decide", "evidence_file", "is_recognised", "places_of"]
 
 Find = Callable[[str], "Installed | None"]
 Digest = Callable[[str], str]
@@ -68,23 +72,33 @@ def places_of(patch: Defect, distribution: str) -> list[str]:
     return [place for place in patch.places if place.partition(":")[0].partition(".")[0] == package]
 
 
+def evidence_file(package: str) -> Traversable:
+    """Return where another party keeps the evidence of its patches: ``matrix.json`` in the package of the patch files.
+
+    Args:
+        package: The full name of the package.
+    """
+    return resources.files(package).joinpath("matrix.json")
+
+
 def _changed(patch: Defect, distribution: str, edge: Version, digest_of: Digest) -> Iterator[str]:
     places = places_of(patch, distribution)
     for place in places:
-        known = _known_code().get(place, {}).get(str(edge))
+        known = _known_code(patch.home).get(place, {}).get(str(edge))
         if known is None or known != digest_of(place):
             yield place
     if not places:
         yield import_package(distribution)
 
 
-@functools.lru_cache(maxsize=1)
-def _known_code() -> Mapping[str, Mapping[str, str]]:
-    """The digests that the matrix has kept, by place and release."""
+@functools.cache
+def _known_code(package: str) -> Mapping[str, Mapping[str, str]]:
+    """The digests that a party has kept, by place and release; of this package if the name is empty."""
     # Read as data: the engine must not import the matrix. Nobody else pays for parsing it.
-    file = resources.files("nrl_patches").joinpath("matrix").joinpath("data").joinpath("matrix.json")
+    own = resources.files("nrl_patches").joinpath("matrix").joinpath("data").joinpath("matrix.json")
     try:
+        file = evidence_file(package) if package else own
         code: Mapping[str, Mapping[str, str]] = json.loads(file.read_bytes()).get("code", {})
-    except (OSError, ValueError):
+    except (OSError, ValueError, ImportError, AttributeError):  # It is not there, or cannot be read.
         return {}
     return code

@@ -19,6 +19,8 @@ VARIABLES: Mapping[str, str] = {
     "NRL_PATCHES_DISABLE": "Comma-separated ids or globs of patches that are not applied. Wins over the other lists.",
     "NRL_PATCHES_ONLY": "Comma-separated ids or globs; every other patch is not applied.",
     "NRL_PATCHES_FORCE": "Comma-separated ids or globs of patches that are applied outside their releases too.",
+    "NRL_PATCHES_PACKAGES": "Comma-separated packages of patch files to load besides those that installed "
+    "distributions declare.",
     "NRL_PATCHES_STRICT": "`1` turns every problem (drift, failure, an unmeasured release, a bad setting) into an "
     "exception.",
 }

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 
-__all__ = ["ABSENT", "PLACE", "digest", "module_source", "shown"]
+__all__ = ["ABSENT", "PLACE", "defined_at", "digest", "module_source", "shown"]
 
 ABSENT = "-"
 """The digest of a place that a release does not have."""
@@ -41,14 +41,20 @@ def digest(place: str, path: Sequence[str] | None = None) -> str:
     parts = PLACE.fullmatch(place)
     if parts is None:
         raise ValueError(f"{place!r} is no module:qualname")
-    try:
-        source = module_source(parts["module"], path)
-        nodes = [] if source is None else _nodes(source, parts["qualname"] or "", parts["key"] or "")
-    except SyntaxError:
-        return ABSENT
+    nodes = _found(parts, path)
     if not nodes:
         return ABSENT
     return hashlib.sha256("\n".join(map(shown, nodes)).encode()).hexdigest()[:12]
+
+
+def defined_at(place: str) -> list[ast.AST]:
+    """Return the syntax of what is at a place; an empty list where there is nothing, or the place has no such form.
+
+    Args:
+        place: See the module docstring.
+    """
+    parts = PLACE.fullmatch(place)
+    return _found(parts, None) if parts else []
 
 
 def module_source(module: str, path: Sequence[str] | None = None) -> str | None:
@@ -82,6 +88,14 @@ def _source_of(spec: ModuleSpec | None) -> str | None:
         return get_source(spec.name)
     except (ImportError, OSError):
         return None
+
+
+def _found(parts: re.Match[str], path: Sequence[str] | None) -> list[ast.AST]:
+    try:
+        source = module_source(parts["module"], path)
+        return [] if source is None else _nodes(source, parts["qualname"] or "", parts["key"] or "")
+    except SyntaxError:
+        return []
 
 
 def _nodes(source: str, qualname: str, key: str) -> list[ast.AST]:

@@ -24,6 +24,7 @@ from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
+from nrl_patches.contributed import VARIABLE
 from nrl_patches.engine.distributions import import_package
 from nrl_patches.matrix.index import IndexProblem, unpack_source
 from nrl_patches.matrix.names import parse_environment
@@ -222,7 +223,8 @@ def variables(folders: Sequence[Path], environ: Mapping[str, str]) -> dict[str, 
         folders: What :func:`build` returned.
         environ: What to start from; variables of this package and of the patched ones are dropped.
     """
-    kept = {k: v for k, v in environ.items() if not k.startswith(("NRL_", "VLLM_", "PYTHONPATH"))}
+    ours = ("NRL_", "VLLM_", "PYTHONPATH")
+    kept = {name: value for name, value in environ.items() if name == VARIABLE or not name.startswith(ours)}
     return kept | {
         "PYTHONPATH": os.pathsep.join(map(str, (*folders, Path(__file__).parents[2]))),
         "HF_HUB_OFFLINE": "1",

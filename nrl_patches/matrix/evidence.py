@@ -18,7 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from packaging.version import Version
 
+from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import FLOORS
+from nrl_patches.engine.decision import evidence_file
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.names import parse_environment
 
@@ -148,6 +150,35 @@ class Evidence:
                     next_step=_step(file),
                 )
             ) from error
+
+    @classmethod
+    def released(cls, own: Traversable = COMMITTED) -> Evidence:
+        """Return the evidence that this package came with, and what other parties keep with their patch files.
+
+        Args:
+            own: That of this package.
+
+        Raises:
+            ValueError: A file is of another schema, or not whole.
+        """
+        found = cls.read(own)
+        for file in map(evidence_file, default_activation().registry.packages.values()):
+            found = found.joined(cls.read(file))
+        return found
+
+    def joined(self, other: Evidence) -> Evidence:
+        """Return what both know; they are about different patches, and the other one's releases count.
+
+        Args:
+            other: The evidence of another party.
+        """
+        measurements = dict(self.measurements)
+        for name, measurement in other.measurements.items():
+            known = measurements.get(name, measurement)
+            measurements[name] = known.merged(measurement, lambda *_: True)
+        pairs = ((self.releases, other.releases), (self.code, other.code))
+        releases, code = ({n: {**a.get(n, {}), **b.get(n, {})} for n in {*a, *b}} for a, b in pairs)
+        return Evidence(measurements, releases, code)
 
     def finals(self, distribution: str) -> list[Version]:
         """Return the final releases of a distribution that are measured and judged, oldest first; no yanked one.

@@ -12,7 +12,7 @@ from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.front_door import activation
-from nrl_patches.matrix.evidence import COMMITTED, Evidence
+from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.names import parse_environment
 from nrl_patches.processes.doctor import Finding
 
@@ -54,7 +54,7 @@ def beyond_evidence(evidence: Evidence | None = None) -> list[Finding]:
     Args:
         evidence: All measurements; what this package came with if None.
     """
-    measured = measured_releases(evidence or Evidence.read(COMMITTED))
+    measured = measured_releases(evidence or Evidence.released())
     settings = activation().settings
     patches = [p for p in activation().registry if p.id not in settings.disabled and p.id not in settings.forced]
     return [*_unmeasured(patches), *_outside(measured)]

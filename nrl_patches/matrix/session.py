@@ -91,8 +91,8 @@ class Workshop:
                 # What cannot be deleted, because an installer that outlived its run still writes there, can wait.
                 with suppress(OSError):
                     shutil.rmtree(left_over) if left_over.is_dir() else left_over.unlink()
-            for file in (COMMITTED, self.folder / _KEPT):
-                self._add(Evidence.read(file))
+            for evidence in (Evidence.released(COMMITTED), Evidence.read(self.folder / _KEPT)):
+                self._add(evidence)
             yield
 
     def _is_ours(self) -> bool:

@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import importlib.util
-import json
-import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -20,24 +18,22 @@ from typing import Any
 import nrl_patches
 from nrl_patches.engine.status import TROUBLE
 from nrl_patches.front_door import activation
-from nrl_patches.processes.autowrapt import GROUP, NOT_EXECUTED, VARIABLE, covering
+from nrl_patches.processes.autowrapt import GROUP, NOT_EXECUTED, VARIABLE
 from nrl_patches.processes.inspection import look_into
-from nrl_patches.processes.launch import describe_end, run_code
 
 __all__ = [
+    "PLUGIN",
     "TIMEOUT",
     "Finding",
     "check_autowrapt",
     "check_copies",
     "check_entry_points",
-    "check_import",
-    "check_interpreter",
     "check_pid",
     "check_settings",
     "check_vllm_plugins",
+    "is_from_run",
     "judge",
     "lenient",
-    "other_environment",
 ]
 
 PLUGIN = "nrl-patches"
@@ -46,32 +42,6 @@ TIMEOUT = 300
 
 _HARMLESS = ("on top of ", "applied by the copy of nrl_patches in ")
 """The prefixes of notes that leave no reference unpatched: a third party was first, and our patch is on top."""
-
-_ASK_INTERPRETER = f"""
-import importlib.metadata, importlib.util, json, os, sys
-found = {{"package": None, "version": None, "error": "", "plugins": []}}
-found["autowrapt"] = importlib.util.find_spec("autowrapt") is not None
-found["executed"] = "autowrapt.bootstrap" in sys.modules
-spec = importlib.util.find_spec("nrl_patches")
-if spec is not None:
-    found["package"] = os.path.dirname(spec.origin or "")
-    found["plugins"] = [e.name for e in importlib.metadata.entry_points(group="vllm.general_plugins")]
-    found["startup"] = bool(importlib.metadata.entry_points(group={GROUP!r}))
-    try:
-        import nrl_patches
-        found["version"] = nrl_patches.__version__
-        nrl_patches.status()
-    except Exception as error:
-        found["error"] = f"{{type(error).__name__}}: {{error}}"
-print(json.dumps(found))
-"""
-
-_IMPORT_FIRST = """
-import importlib, json, sys
-importlib.import_module(sys.argv[1])
-import nrl_patches
-print(json.dumps([[s.id, s.state, s.reason, s.notes] for s in nrl_patches.status().values()]))
-"""
 
 
 @dataclass(frozen=True)
@@ -159,7 +129,7 @@ def check_autowrapt(environ: Mapping[str, str]) -> list[Finding]:
     Returns:
         One problem if autowrapt is missing or its startup file is not executed, otherwise nothing.
     """
-    if not _is_from_run(environ) or "autowrapt.bootstrap" in sys.modules:
+    if not is_from_run(environ) or "autowrapt.bootstrap" in sys.modules:
         return []
     lacking = NOT_EXECUTED if importlib.util.find_spec("autowrapt") else "but autowrapt is not installed here"
     step = f'{sys.executable} -I -m pip install "nrl-patches[run]"'
@@ -186,53 +156,6 @@ def check_copies(path: Sequence[str]) -> list[Finding]:
         found = f"version {nrl_patches.__version__}, where the metadata says {', '.join(sorted(published))}"
         findings.append(Finding(str(Path(nrl_patches.__file__).parent), found, "reinstall nrl-patches"))
     return findings
-
-
-def check_interpreter(python: str, environ: Mapping[str, str]) -> list[Finding]:
-    """Check that another interpreter, for example that of a worker's virtual environment, has this version of us.
-
-    Args:
-        python: The interpreter, as a path or as a name on ``PATH``.
-        environ: The environment variables of the job.
-
-    Returns:
-        What it lacks: the package, this version of it, the entry points, autowrapt under ``nrl-patches run``.
-    """
-    step = f'{python} -m pip install "nrl-patches=={nrl_patches.__version__}"'
-    try:
-        # Without its variable, autowrapt's startup file does nothing that shows.
-        answer = _ask(python, _ASK_INTERPRETER, **covering(os.environ))
-    except (OSError, ValueError) as error:
-        return [Finding(python, f"no answer: {error}", "name a Python interpreter that works")]
-    if answer["package"] is None:
-        return [Finding(python, "no nrl_patches", step)]
-    if answer["error"]:
-        return [Finding(python, f"that importing nrl_patches raises {answer['error']}", step)]
-    findings = []
-    if answer["version"] != nrl_patches.__version__:
-        found = f"nrl_patches {answer['version']}, not {nrl_patches.__version__} as here"
-        findings.append(Finding(python, found, step))
-    if PLUGIN not in answer["plugins"]:
-        findings.append(Finding(python, "nrl_patches, but no entry point that vLLM could load", step))
-    if _is_from_run(environ) and not (answer["autowrapt"] and answer["startup"] and answer["executed"]):
-        lacking = NOT_EXECUTED if answer["startup"] else "but no entry points for it"
-        lacking = lacking if answer["autowrapt"] else "but no autowrapt"
-        step = step.replace("-m pip", "-I -m pip").replace("nrl-patches==", "nrl-patches[run]==")
-        findings.append(Finding(python, f"that {VARIABLE} asks for {GROUP}, {lacking}", step))
-    return findings
-
-
-def other_environment(environ: Mapping[str, str]) -> str | None:
-    """Return the interpreter of the activated virtual environment if that is not the one this process runs in.
-
-    Args:
-        environ: The environment variables; ``VIRTUAL_ENV`` is read.
-    """
-    active = environ.get("VIRTUAL_ENV")
-    if not active or Path(active).resolve() == Path(sys.prefix).resolve():
-        return None
-    python = Path(active, "bin", "python")
-    return str(python) if python.exists() else None
 
 
 def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
@@ -265,34 +188,12 @@ def check_pid(pid: int, *, named: bool = True) -> list[Finding]:
     return findings
 
 
-def check_import(modules: Iterable[str]) -> list[Finding]:
-    """Check what remains of our patches where modules are imported before us, each in a fresh process.
+def is_from_run(environ: Mapping[str, str]) -> bool:
+    """Return whether an environment asks for the patches as `nrl-patches run` does.
 
     Args:
-        modules: The absolute names of the modules.
-
-    Returns:
-        What the patches cannot reach or what has drifted or failed, per module; one problem for a module that cannot be
-        imported.
+        environ: The environment variables.
     """
-    findings = []
-    for module in modules:
-        subject = f"import {module}, nrl_patches"
-        try:
-            rows = _ask("", _IMPORT_FIRST, module)
-        except (OSError, ValueError) as error:
-            step = f"run `{sys.executable} -c 'import {module}, nrl_patches'`"
-            if _is_here(module):
-                step = (
-                    "PYTHONPATH=. if the module of the current directory is meant, which is not looked into otherwise"
-                )
-            findings.append(Finding(subject, f"no answer: {error}", step))
-            continue
-        findings += judge(subject, rows, "import nrl_patches first, before anything else")
-    return findings
-
-
-def _is_from_run(environ: Mapping[str, str]) -> bool:
     return GROUP in [name.strip() for name in environ.get(VARIABLE, "").split(",")]
 
 
@@ -328,23 +229,6 @@ def lenient(environ: Mapping[str, str], **variables: str) -> dict[str, str]:
         variables: What to set in addition.
     """
     return {name: value for name, value in environ.items() if name != "NRL_PATCHES_STRICT"} | variables
-
-
-def _ask(python: str, script: str, *args: str, **variables: str) -> Any:
-    # Notes and warnings go to stderr; what a module prints when it is imported comes before the last line.
-    environ = lenient(os.environ, **variables)
-    done = run_code(script, args, timeout=TIMEOUT, python=python, environ=environ, apart=True)
-    said = [line for line in done.errors.splitlines() if line.strip()]
-    if done.code is None:
-        raise ValueError(f"none within {TIMEOUT} s")
-    if done.code:
-        raise ValueError(said[-1] if said else describe_end(done.code))
-    return json.loads((done.output.splitlines() or [""])[-1])
-
-
-def _is_here(module: str) -> bool:
-    top = module.partition(".")[0]
-    return Path(top).is_dir() or Path(f"{top}.py").exists()
 
 
 def _copy_in(entry: str) -> tuple[str, str] | None:

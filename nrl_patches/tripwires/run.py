@@ -13,7 +13,9 @@ import tempfile
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from nrl_patches.contributed import VARIABLE
 from nrl_patches.declaration import Defect
+from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
@@ -67,6 +69,7 @@ class Side:
         status: The status word of the patch in that process.
         seconds: How long the process took.
         error: What went wrong, with the end of the process's output; empty if nothing did.
+        reason: The sentence behind the status word.
     """
 
     present: bool | None
@@ -74,6 +77,7 @@ class Side:
     status: str = ""
     seconds: float = 0.0
     error: str = ""
+    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,12 @@ def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: flo
     Returns:
         What the probe saw; ``present`` is None where it gave no answer, and ``error`` says why.
     """
-    environ = {k: v for k, v in os.environ.items() if not k.startswith(("NRL_PATCHES", "NRL_DISABLE_"))}
+    opt_outs = {patch.opt_out for patch in default_activation().registry}
+    environ = {
+        name: value
+        for name, value in os.environ.items()
+        if name == VARIABLE or not (name.startswith(("NRL_PATCHES", "NRL_DISABLE_")) or name in opt_outs)
+    }
     environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
     environ |= {"NRL_PATCHES_FORCE": patch_id} if forced else {}
     with tempfile.TemporaryFile() as report:
@@ -205,7 +214,9 @@ def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: flo
         answer = report.read(_LONGEST)
     try:
         told = json.loads(answer)
-        return Side(told["present"], told["evidence"], told["status"], ended.seconds)
+        return Side(
+            told["present"], told["evidence"], told["status"], ended.seconds, reason=str(told.get("reason", ""))
+        )
     except (LookupError, TypeError, ValueError, RecursionError):
         how = f"took longer than {timeout:g} s and was killed" if ended.code is None else describe_end(ended.code)
         said = f"the probe {how}; the end of its output:\n{ended.output[-_TAIL:]}"

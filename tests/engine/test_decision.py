@@ -19,7 +19,7 @@ def beyond(sandbox, monkeypatch):
     def install(core=COUNT, known=COUNT, **fields):
         sandbox.distribution("2.0", core=known)
         code = {place: {"2.0": digest(place)} for place in (f"{sandbox.name}.core:count", f"{sandbox.name}.core")}
-        monkeypatch.setattr(decision, "_known_code", lambda: code)
+        monkeypatch.setattr(decision, "_known_code", lambda _package: code)
         (sandbox.folder / f"{sandbox.name}-2.0.dist-info" / "METADATA").unlink()
         (sandbox.folder / f"{sandbox.name}-2.0.dist-info" / "top_level.txt").unlink()
         (sandbox.folder / f"{sandbox.name}-2.0.dist-info").rmdir()
@@ -92,7 +92,7 @@ def test_what_the_fix_relies_on_counts_as_much_as_its_target(beyond, sandbox):
 
 def test_a_release_without_kept_code_is_not_recognised(beyond, monkeypatch):
     sandbox = beyond()
-    monkeypatch.setattr(decision, "_known_code", dict)
+    monkeypatch.setattr(decision, "_known_code", lambda _package: {})
     assert only(sandbox.activate()).state == "unmeasured"
 
 
@@ -121,7 +121,7 @@ def test_the_committed_code_covers_the_last_measured_release_of_every_open_range
             edge = patch.affected.newest_measured(name)
             if edge is not None:
                 places = decision.places_of(patch, name)
-                known = decision._known_code()
+                known = decision._known_code("")
                 assert places, f"{patch.id} relies on nothing of {name}"
                 digests = {place: known[place][str(edge)] for place in places}
                 assert any(digest != ABSENT for digest in digests.values()), patch.id

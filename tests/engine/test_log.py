@@ -102,13 +102,17 @@ def test_who_raises_the_level_of_our_own_logger_means_it(loggers, capsys):
 
 
 @pytest.mark.parametrize("stderr", [None, "closed"])
-def test_without_a_place_to_write_to_it_does_not_raise(loggers, stderr):
+def test_without_a_place_to_write_to_it_neither_raises_nor_writes_elsewhere(loggers, capsys, stderr):
     ours, _ = loggers
     ours.disabled = True
     closed = io.StringIO()
     closed.close()
     with contextlib.redirect_stderr(closed if stderr else None):
         tell(logging.WARNING, MESSAGE)
+    said = capsys.readouterr()
+    assert (said.out, said.err) == ("", "")
+    tell(logging.WARNING, MESSAGE)
+    assert capsys.readouterr().err == f"nrl_patches: {MESSAGE}\n"
 
 
 JOB = """

@@ -253,7 +253,7 @@ def test_a_selection_measures_no_more_and_the_report_keeps_the_rest(bench):
     ("args", "said"),
     [
         (["elsewhere"], "no patch is about 'elsewhere', only about standin"),
-        (["--patch", "nothing"], "'nothing' is no patch"),
+        (["--patch", "nothing"], "'nothing' is not the id of a patch"),
         (["--releases", "about 5"], "no version specifier"),
         (
             ["--releases", "==77"],

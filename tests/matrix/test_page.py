@@ -6,7 +6,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from nrl_patches.matrix.report.page import page
-from nrl_patches.matrix.report.picture import STYLES, Cell, Panel, draw, to_svg
+from nrl_patches.matrix.report.picture import STYLES, Panel, Tile, draw, to_svg
 
 NASTY = "<script>alert('&\"')</script>"
 RELEASES = ("5.4.0", "5.5.0", "5.5.1", "5.5.2", "5.6.0", "5.7.0", "5.8.0", "5.9.0")
@@ -15,7 +15,7 @@ PAIRS = ("0.4.0 + 5.5.4", "0.6.0 + 5.12.1")
 
 def panels():
     every = tuple(
-        Cell(verdict, verdict in {"needed", "obsolete", "ineffective"}, f"gap {n}\n{NASTY}")
+        Tile(verdict, verdict in {"needed", "obsolete", "ineffective"}, f"gap {n}\n{NASTY}")
         for n, verdict in enumerate(STYLES)
     )
     return [
@@ -123,7 +123,7 @@ def test_links_lead_to_sections_and_ids_are_unique(text, body):
 
 
 def test_a_patch_in_two_panels_has_two_sections():
-    cells = (Cell("needed", declared=True, note=""),)
+    cells = (Tile("needed", declared=True, note=""),)
     shown = [Panel(name, ("1.0",), {"both.x": cells}) for name in ("one", "two")]
     text = page(shown, caption="", svg=b"<svg/>", declarations=(), facts={})
     assert re.findall(r'<h3 id="([^"]*)"', text) == ["evidence-one-both.x", "evidence-two-both.x"]

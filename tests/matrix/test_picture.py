@@ -11,7 +11,7 @@ import pytest
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
-from nrl_patches.matrix.report.picture import STYLES, Cell, Panel, css_name, declared_runs, draw, to_png, to_svg
+from nrl_patches.matrix.report.picture import STYLES, Panel, Tile, css_name, declared_runs, draw, to_png, to_svg
 from nrl_patches.tripwires.run import Verdict
 
 BAD = "transformers.gemma4_kv_sharing_needs_cache"
@@ -29,7 +29,7 @@ def row(count, declared=(), **verdicts):
     """Return cells that are needed where declared, except for those that are named, as c3="obsolete"."""
     usual = ["needed" if position in declared else "not affected" for position in range(count)]
     return tuple(
-        Cell(verdicts.get(f"c{position}", usual[position]), position in declared, "logit_gap 1.25")
+        Tile(verdicts.get(f"c{position}", usual[position]), position in declared, "logit_gap 1.25")
         for position in range(count)
     )
 
@@ -252,7 +252,7 @@ def test_nothing_to_show():
 
 def test_what_cannot_be_drawn_is_refused():
     with pytest.raises(ValueError, match=r"one of needed, .*, not 'splendid'"):
-        Cell("splendid", declared=False, note="")
+        Tile("splendid", declared=False, note="")
     with pytest.raises(ValueError, match=r"vllm\.x has 2 cells for 3 releases"):
         Panel("vllm", releases(3), {"vllm.x": row(2)})
     with pytest.raises(ValueError, match=r"vllm has no column for 7\.0"):

@@ -12,7 +12,8 @@ from package_copy import Copy
 from standins import ADD_ONE
 
 from nrl_patches import __version__
-from nrl_patches.processes.doctor import check_interpreter, check_vllm_plugins
+from nrl_patches.processes.doctor import check_vllm_plugins
+from nrl_patches.processes.doctor_interpreters import check_interpreter
 
 
 def doctor(copy, *args, **environ):
@@ -57,9 +58,10 @@ def installed(tmp_path_factory):
 
 def test_nothing_to_find(copy):
     done = copy.run("nrl_patches", "doctor")
-    nothing, looked = done.stdout.splitlines()
+    nothing, looked, age = done.stdout.splitlines()
     assert (done.returncode, nothing) == (0, "Nothing found that would leave a process unpatched.")
     assert re.fullmatch(r"The targets of 1 patch were imported \(\d+\.\d s\): standin\.count\.", looked)
+    assert re.match(r"Last measured \d+ days? ago \(20..-..-..\); the newest releases then: ", age)
 
 
 @pytest.mark.parametrize(
@@ -80,7 +82,10 @@ def test_a_patch_that_the_installed_release_does_not_take(copy, fields, found):
 def test_without_imports_it_says_that_it_has_not_looked(copy):
     copy.patch(guard="lambda original: 'is different'")
     done = copy.run("nrl_patches", "doctor", "--no-imports")
-    assert (done.returncode, done.stdout.splitlines()[1:]) == (0, ["No target was imported, as --no-imports asks for."])
+    assert (done.returncode, done.stdout.splitlines()[1:-1]) == (
+        0,
+        ["No target was imported, as --no-imports asks for."],
+    )
 
 
 def test_a_target_whose_module_is_gone_is_never_patched(copy):
@@ -123,7 +128,7 @@ def test_a_target_that_cannot_be_imported_is_said_to_be_unseen(copy, core, found
 def test_one_line_per_finding(copy):
     done = copy.run("nrl_patches", "doctor", VLLM_PLUGINS="other", NRL_PATCHES="0")
     assert done.returncode == 1
-    assert done.stdout == (
+    assert done.stdout.partition("Last measured ")[0] == (
         "problem: NRL_PATCHES: found '0', which switches all off; next step: unset it\n"
         "problem: VLLM_PLUGINS: found 'other', which excludes nrl-patches: vLLM's processes run unpatched; "
         "next step: VLLM_PLUGINS=other,nrl-patches, or unset it\n"
@@ -232,7 +237,7 @@ print(finding)
 
 def test_an_environment_without_the_package(copy, installed):
     # A worker's environment does not see the path of this process.
-    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches.processes import doctor\n"
+    script = f"import sys\nsys.path.insert(0, {str(copy.folder)!r})\nfrom nrl_patches.processes import doctor_interpreters as doctor\n"
     asked = f"print(*doctor.check_interpreter({str(installed)!r}, {{}}), sep='\\n')"
     done = subprocess.run(
         [sys.executable, "-c", script + asked], capture_output=True, text=True, check=True, cwd="/", timeout=60

@@ -6,6 +6,7 @@ import re
 import shutil
 import subprocess
 import sys
+import textwrap
 import venv
 from pathlib import Path
 
@@ -32,35 +33,7 @@ sys.addaudithook(watch)
 """
 """Executed by every interpreter of a job: tells of all that is opened for writing, made, moved or removed."""
 
-JOB = """
-import json, multiprocessing, os, sys
-
-def tell(connection):
-    package = sys.modules.get("nrl_patches")
-    from standin.core import count
-    told = {{"count": count(), "pid": os.getpid(), "version": getattr(package, "__version__", None)}}
-    connection.send(told)
-    connection.recv()
-
-class Child:
-    def __init__(self, **kwargs):
-        context = multiprocessing.get_context("spawn")
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=tell, args=(theirs,), **kwargs)
-        self.process.start()
-        theirs.close()
-
-    def told(self):
-        return self.connection.recv()
-
-    def end(self):
-        self.connection.send(None)
-        self.process.join()
-        assert self.process.exitcode == 0
-
-if __name__ == "__main__":
-{main}
-"""
+JOB = Path(__file__).with_name("faults_job.py").read_text(encoding="utf-8") + '\nif __name__ == "__main__":\n'
 
 
 @pytest.fixture
@@ -71,7 +44,7 @@ def audited(copy):
 
 def job(copy, main, *, before=(), **environ):
     """Run a main part that has ``Child``; return what it printed as JSON lines, and the process."""
-    script = copy.write("job.py", JOB.format(main="".join(f"    {line}\n" for line in main.strip().splitlines())))
+    script = copy.write("job.py", JOB + textwrap.indent(main.strip(), "    "))
     done = subprocess.run(
         [*before, sys.executable, script],
         env=copy.environ(**environ),
@@ -247,7 +220,7 @@ print(json.dumps(told | dict(own=count(), own_version=nrl_patches.__version__)),
 sys.stdin.readline()
 child.end()
 """
-    script = audited.write("job.py", JOB.format(main="".join(f"    {line}\n" for line in main.strip().splitlines())))
+    script = audited.write("job.py", JOB + textwrap.indent(main.strip(), "    "))
     process = subprocess.Popen(
         [sys.executable, script],
         env=audited.environ(), cwd=audited.folder,

@@ -3,6 +3,7 @@
 import json
 import os
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -36,38 +37,14 @@ def test_the_opt_out_holds_in_every_child():
 
 # From here on a stand-in, and children that cost nothing.
 
-PARENT = """
-import json, multiprocessing, os, sys
-
-def tell(connection):
-    package = sys.modules.get("nrl_patches")
-    from standin.core import count
-    told = {{"count": count(), "activated_by": getattr(package, "activated_by", None)}}
-    if package:
-        status = package.status()["standin.count"]
-        told |= {{"state": status.state, "reason": status.reason}}
-    connection.send(told)
-
-def child(method, **kwargs):
-    context = multiprocessing.get_context(method)
-    ours, theirs = context.Pipe(duplex=False)
-    process = context.Process(target=tell, args=(theirs,))
-    process.start()
-    theirs.close()
-    print(json.dumps(ours.recv()), flush=True)
-    process.join()
-    assert process.exitcode == 0
-
-if __name__ == "__main__":
-{main}
-"""
+PARENT = (FOLDER / "spawn_parent.py").read_text(encoding="utf-8") + '\nif __name__ == "__main__":\n'
 
 METHODS = pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
 
 
 def children(copy, main, **environ):
     """Run a main part in which ``child(method)`` starts a child; return what the children told, and the process."""
-    script = copy.write("job.py", PARENT.format(main="".join(f"    {line}\n" for line in main.splitlines())))
+    script = copy.write("job.py", PARENT + textwrap.indent(main, "    "))
     done = copy.python(script, **environ)
     assert done.returncode == 0, done.stderr
     return [json.loads(line) for line in done.stdout.splitlines()], done
@@ -170,7 +147,7 @@ def test_importing_it_does_not_import_multiprocessing(copy):
 
 
 def test_a_module_of_the_child_that_imports_it_itself_changes_nothing(copy):
-    script = PARENT.format(main="    child('spawn')\n")
+    script = PARENT + "    child('spawn')\n"
     copy.write("job.py", f"import nrl_patches\n{script}")
     done = copy.python("job.py")
     assert json.loads(done.stdout)["activated_by"] == "multiprocessing", done.stderr

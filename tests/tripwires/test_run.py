@@ -101,7 +101,7 @@ def test_a_pair_of_which_one_is_missing_and_the_other_excluded(copy):
         ("1.0", RIGHT, {"probe": "return Observation(True)"}, "ineffective", "(pending)"),
         ("2.0", RIGHT, {"probe": "return Observation(True)"}, "uncovered", "no range covers it"),
         ("1.0", OFF_BY_ONE, {"probe": "raise KeyError('shape')"}, "error", "KeyError: 'shape'"),
-        ("1.0", OFF_BY_ONE, {"probe": "return True"}, "error", "must return an Observation, not bool"),
+        ("1.0", OFF_BY_ONE, {"probe": "return 1"}, "error", "must return an Observation, not int"),
         ("1.0", OFF_BY_ONE, {"probe": "import os\nos._exit(0)"}, "error", "exited with 0 without an answer"),
         ("1.0", OFF_BY_ONE, {"probe": "import ctypes\nctypes.string_at(0)"}, "error", "was killed by SIGSEGV"),
         ("1.0", OFF_BY_ONE, {"probe": "x = []\nwhile True: x.append(bytearray(1 << 27))"}, "error", "MemoryError"),

@@ -252,8 +252,18 @@ def compiled(family, backend, checkpointing, *, fullgraph):
     return distance(gradients(model, lambda _: call(forward)), reference(family, COMPILED[family]))
 
 
+def compiled_inference(family, *, use_cache):
+    model = build(family, COMPILED[family]).eval()
+    torch._dynamo.reset()
+    forward = torch.compile(model, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        found, expected = forward(TOKENS, use_cache=use_cache).logits, model(TOKENS, use_cache=True).logits
+    return distance({"logits": found}, {"logits": expected})
+
+
 COMPILE = {
     "nothing": (),
+    "fullgraph": (("aot_eager", " fullgraph", "none"), ("aot_eager", " fullgraph", "enabled non-reentrant")),
     "some": (("aot_eager", "", "enabled non-reentrant"), ("aot_eager", " fullgraph", "none")),
     "all": (
         ("eager", "", "enabled reentrant"),
@@ -310,4 +320,9 @@ def ways(family, *, compiles="all"):
         yield (
             f"compile {backend}{full}, checkpointing {how}",
             partial(compiled, family, backend, how, fullgraph=bool(full)),
+        )
+    for use_cache in (False, True) if COMPILE[compiles] else ():
+        yield (
+            f"compile aot_eager fullgraph, inference, use_cache={use_cache}",
+            partial(compiled_inference, family, use_cache=use_cache),
         )

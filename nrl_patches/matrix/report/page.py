@@ -8,7 +8,7 @@ from __future__ import annotations
 import collections
 from collections.abc import Iterator, Mapping, Sequence
 
-from nrl_patches.matrix.report.picture import STYLES, Cell, Panel, css_name
+from nrl_patches.matrix.report.picture import STYLES, Panel, Tile, css_name
 
 __all__ = ["page"]
 
@@ -52,7 +52,7 @@ def _anchor(panel: Panel, patch: str) -> str:
     return f"evidence-{panel.distribution}-{patch}".replace(" ", "-")
 
 
-def _summary(panel: Panel, patch: str, cells: Sequence[Cell]) -> str:
+def _summary(panel: Panel, patch: str, cells: Sequence[Tile]) -> str:
     counts = collections.Counter(cell.verdict for cell in cells)
     parts = [f"{verdict} in {counts[verdict]}" for verdict in STYLES if counts[verdict]]
     sentence = f"Of {len(cells)} releases: {', '.join(parts)}."
@@ -62,7 +62,7 @@ def _summary(panel: Panel, patch: str, cells: Sequence[Cell]) -> str:
     return sentence
 
 
-def _rows(panel: Panel, patch: str, cells: Sequence[Cell]) -> Iterator[tuple[str, Cell]]:
+def _rows(panel: Panel, patch: str, cells: Sequence[Tile]) -> Iterator[tuple[str, Tile]]:
     """Iterate over the rows of a patch's table: each release, and what is known of it."""
     for label, cell in zip(panel.columns, cells, strict=True):
         marks = [f"({panel.column_notes[label]})"] if label in panel.column_notes else []

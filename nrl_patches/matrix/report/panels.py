@@ -9,11 +9,10 @@ from packaging.version import Version
 
 from nrl_patches.declaration import Defect
 from nrl_patches.matrix.compare import judge
-from nrl_patches.matrix.evidence import Cell as Measured
-from nrl_patches.matrix.evidence import Evidence, Measurement
+from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
 from nrl_patches.matrix.names import is_declared, parse_environment
 from nrl_patches.matrix.plan import axis
-from nrl_patches.matrix.report.picture import Cell, Panel
+from nrl_patches.matrix.report.picture import Panel, Tile
 
 __all__ = ["NOT_MEASURED", "panels"]
 
@@ -82,16 +81,16 @@ def _label(environment: str) -> str:
     return " + ".join(str(version) for version in parse_environment(environment).values())
 
 
-def _cell(patch: Defect, environment: str, measurement: Measurement) -> Cell:
+def _cell(patch: Defect, environment: str, measurement: Measurement) -> Tile:
     declared = is_declared(patch, environment)
     cell = measurement.cells.get(patch.id)
     if cell is None:
         # Nothing could be installed, or this patch came later.
-        return Cell("error" if measurement.problem else NOT_MEASURED, declared, measurement.problem)
-    return Cell("error" if cell.present is None else cell.verdict, declared, _note(cell))
+        return Tile("error" if measurement.problem else NOT_MEASURED, declared, measurement.problem)
+    return Tile("error" if cell.present is None else cell.verdict, declared, _note(cell))
 
 
-def _note(cell: Measured) -> str:
+def _note(cell: Cell) -> str:
     if cell.error:
         return cell.error
     seen = ", ".join(f"{name} {value}" for name, value in cell.evidence.items())

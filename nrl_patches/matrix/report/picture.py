@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from nrl_patches.matrix.report.canvas import Canvas
 
-__all__ = ["STYLES", "Cell", "Panel", "Style", "css_name", "declared_runs", "draw", "short_id", "to_png", "to_svg"]
+__all__ = ["STYLES", "Panel", "Style", "Tile", "css_name", "declared_runs", "draw", "short_id", "to_png", "to_svg"]
 
 
 class Style(NamedTuple):
@@ -64,7 +64,7 @@ _NAME = 21  # Characters in a line of a patch's name.
 
 
 @dataclass(frozen=True)
-class Cell:
+class Tile:
     """What is known of one patch on one release.
 
     Args:
@@ -104,7 +104,7 @@ class Panel:
 
     distribution: str
     columns: tuple[str, ...]
-    rows: Mapping[str, tuple[Cell, ...]]
+    rows: Mapping[str, tuple[Tile, ...]]
     column_notes: Mapping[str, str] = field(default_factory=dict)
     first_bad: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     first_good: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
@@ -137,7 +137,7 @@ def short_id(patch: str) -> str:
     return patch.partition(".")[2] or patch
 
 
-def declared_runs(cells: Sequence[Cell]) -> list[tuple[int, int]]:
+def declared_runs(cells: Sequence[Tile]) -> list[tuple[int, int]]:
     """Return the stretches of declared cells, each as the positions of its first and its last cell.
 
     Args:

@@ -70,6 +70,8 @@ def hand_down_states(forward: Callable[..., Any]) -> Callable[..., Any]:
         carrier = kwargs[CARRIER] = SharedStates(visible, traced=traced)
         output = forward(self, *args, **kwargs)
         carrier.forwarded = True
+        if carrier.reentrant:
+            carrier.watch(output[0])
         if visible is not None:
             visible.update(carrier.states)
         return output

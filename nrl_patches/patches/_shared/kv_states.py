@@ -12,7 +12,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches.errors import Problem
+from nrl_patches.engine.log import tell
+from nrl_patches.errors import FailedError, Problem
+from nrl_patches.hosts.door import is_strict
 
 if TYPE_CHECKING:
     import torch
@@ -23,11 +25,13 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
 
     Attributes:
         fetched: What donors have fetched. What arrives later is lost, unless another backward pass fetches it.
+        reported: Whether a loss was reported.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.fetched: set[tuple[Any, int]] = set()
+        self.reported = False
 
     def carry(self, slot: tuple[Any, int], leaf: torch.Tensor) -> None:
         """Take the gradient that has arrived at a leaf, and add it to what its donor is owed.
@@ -50,18 +54,38 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
         carried = self.pop(slot, None)
         return None if carried is None else gradient + carried.to(gradient.device)
 
-    def __del__(self) -> None:
-        """Warn about gradients that came too late: without it, the only sign would be a slightly wrong gradient."""
+    def watch(self, output: torch.Tensor) -> None:
+        """Check, at the end of each backward pass that begins at the model's output, for what came too late.
+
+        Without it the only sign would be a slightly wrong gradient, so it is reported before an optimizer's step.
+
+        Args:
+            output: The last hidden state, ``(batch, length, hidden)``.
+        """
+        output.register_hook(self._watch_pass)
+
+    def _watch_pass(self, _: torch.Tensor) -> None:
+        import torch
+
+        torch.autograd.Variable._execution_engine.queue_callback(self._report_lost)
+
+    def _report_lost(self, *, may_raise: bool = True) -> None:
         lost = sorted({str(donor) for donor, index in self if (donor, index) in self.fetched})
-        if lost:
-            logging.getLogger("nrl_patches").warning(
-                Problem(
-                    "KV-shared layers under reentrant checkpointing",
-                    expected="the layers that share keys and values to be differentiated before those that own them",
-                    found=f"a gradient for the keys and values of {', '.join(lost)} that came afterwards, and is lost",
-                    next_step='use gradient_checkpointing_kwargs={"use_reentrant": False}',
-                )
+        if lost and not self.reported:
+            self.reported = True
+            problem = Problem(
+                "KV-shared layers under reentrant checkpointing",
+                expected="the layers that share keys and values to be differentiated before those that own them",
+                found=f"a gradient for the keys and values of {', '.join(lost)} that came afterwards, and is lost",
+                next_step='use gradient_checkpointing_kwargs={"use_reentrant": False}',
             )
+            if may_raise and is_strict():
+                raise FailedError(str(problem))
+            tell(logging.WARNING, problem)
+
+    def __del__(self) -> None:
+        """Report what was lost in backward passes that began elsewhere."""
+        self._report_lost(may_raise=False)
 
 
 class SharedStates:
@@ -153,6 +177,15 @@ class SharedStates:
                     self.unmoved.setdefault(donor, states)
                 self.states[donor] = keys, values
         return self
+
+    def watch(self, output: torch.Tensor) -> None:
+        """Have the backward passes of the model's output report gradients that came too late.
+
+        Args:
+            output: The last hidden state, ``(batch, length, hidden)``.
+        """
+        if output.requires_grad:
+            _outside_of_graphs(self._carried().watch, output)
 
     def _leaves(self, donor: Any, states: tuple[torch.Tensor, torch.Tensor]) -> tuple[torch.Tensor, ...]:
         carried, leaves = self._carried(), []

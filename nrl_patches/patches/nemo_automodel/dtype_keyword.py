@@ -47,10 +47,13 @@ def by_newer_name(load: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     def load_by_either_name(*args: Any, **kwargs: Any) -> Any:
-        # `torch_dtype` does not take one dtype per part of the model, as transformers' `dtype` does.
+        import torch
+
         if kwargs.get("dtype") is None:
             kwargs.pop("dtype", None)
-        elif not isinstance(kwargs["dtype"], dict):
+        # transformers accepts or refuses anything else, such as one dtype per part of the model: under the name
+        # `torch_dtype`, 0.6.0 would silently load bfloat16.
+        elif isinstance(kwargs["dtype"], (str, torch.dtype)):
             kwargs["torch_dtype"] = kwargs.pop("dtype")
         return load(*args, **kwargs)
 

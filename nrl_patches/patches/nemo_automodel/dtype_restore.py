@@ -65,7 +65,7 @@ def _as_dtype(requested: Any) -> Any:
 
     if requested in (None, "auto") or isinstance(requested, dict):  # A dict has one per part of the model.
         return None
-    with contextlib.suppress(KeyError):  # Automodel itself rejects what it cannot read.
+    with contextlib.suppress(KeyError, AttributeError):  # Automodel itself rejects what it cannot read.
         return dtype_from_str(requested)
     return None
 

@@ -88,6 +88,8 @@ def by_class(convert: Callable[..., Any]) -> Callable[..., Any]:
         base = model.get_base_model() if hasattr(model, "get_base_model") else model
         rules = rules_by_class(base) if config.peft_type == "LORA" else []
         renamed = {n: PREFIX + _renamed(rules, n.removeprefix(PREFIX)) for n in tensors if n.startswith(PREFIX)}
+        # What is there under both names keeps both: PEFT loads the newer one, and calls the older unexpected.
+        renamed = {old: new for old, new in renamed.items() if new not in tensors}
         call.arguments["adapter_state_dict"] = {renamed.get(name, name): tensor for name, tensor in tensors.items()}
         return convert(*call.args, **call.kwargs)
 

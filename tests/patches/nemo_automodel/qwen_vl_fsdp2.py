@@ -95,4 +95,4 @@ if __name__ == "__main__":
             torch.save(
                 qwen_vl_rules.save_sharded(qwen_vl_rules.tiny_model(kind), Path(made) / kind), Path(made) / f"{kind}.pt"
             )
-        multiprocessing.spawn(rank_main, (made, free_port), nprocs=RANKS)
+        multiprocessing.start_processes(rank_main, (made, free_port), nprocs=RANKS, start_method="fork")

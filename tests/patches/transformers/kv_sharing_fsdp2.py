@@ -88,4 +88,6 @@ if __name__ == "__main__":
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         free_port = free.getsockname()[1]
-    multiprocessing.spawn(rank_main, (sys.argv[1], free_port), nprocs=RANKS)
+    # Forked, so that all is imported once, and with one hash seed: releases up to 5.15 register rotary buffers in the
+    # order of a set, and DDP copies them by their order from rank 0.
+    multiprocessing.start_processes(rank_main, (sys.argv[1], free_port), nprocs=RANKS, start_method="fork")

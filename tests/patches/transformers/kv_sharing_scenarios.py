@@ -57,11 +57,6 @@ def checkpointing(model, *, reentrant=False):
     model.gradient_checkpointing_disable()
 
 
-def compiled(model):
-    torch._dynamo.reset()
-    return torch.compile(model, backend="aot_eager", fullgraph=True)
-
-
 def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier to read than its parts
     """Yield name, thunk; a thunk returns a tensor or a dict of tensors."""
     models = {}
@@ -201,35 +196,6 @@ def scenarios(family, weights):  # noqa: C901, PLR0915 - one long list is easier
         )
 
     yield "loaded", loaded
-
-    def compiled_logits(use_cache):
-        with torch.no_grad():
-            return compiled(model())(TOKENS, use_cache=use_cache).logits
-
-    yield "compiled/logits/nocache", lambda: compiled_logits(use_cache=False)
-    yield "compiled/logits/cache", lambda: compiled_logits(use_cache=True)
-
-    def compiled_gradients():
-        module = model()
-        return gradients_of(compiled(module), module)
-
-    def gradients_of(function, module):
-        module.train()
-        module.zero_grad()
-        loss = function(TOKENS, labels=TOKENS, use_cache=False).loss
-        loss.backward()
-        grads = {name: p.grad.clone() for name, p in module.named_parameters() if p.grad is not None}
-        module.zero_grad()
-        module.eval()
-        return {"loss": loss.detach(), **grads}
-
-    yield "compiled/grad", compiled_gradients
-
-    def compiled_checkpoint():
-        with checkpointing(model()):
-            return compiled_gradients()
-
-    yield "compiled/checkpoint", compiled_checkpoint
 
 
 def outcome(thunk):

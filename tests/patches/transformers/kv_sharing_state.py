@@ -59,7 +59,12 @@ def alive(kind):
 
 
 def growth(family, steps, *, reentrant=False):
-    model = kv_sharing.tiny_model(family).train()
+    # A donor of each kind and a reader: there are many steps.
+    layers = ["sliding_attention", "full_attention", "full_attention"]
+    changes = {"num_hidden_layers": len(layers), "num_kv_shared_layers": 1, "layer_types": layers}
+    if family == "gemma3n":
+        changes["activation_sparsity_pattern"] = [0.0] * len(layers)
+    model = kv_sharing.tiny_model(family, **changes).train()
     if reentrant:
         wrap(model, CheckpointImpl.REENTRANT)
     for _ in range(3):

@@ -36,11 +36,12 @@ def run(environment, script, *args, timeout=600, overlay=None, **environ):
         script: Its path.
         args: Its arguments.
         timeout: In seconds.
-        overlay: A folder to put in front of everything.
+        overlay: A folder to put in front of everything, or several.
         environ: Environment variables.
     """
     folders = [build_part(part, FOLDER) for part in ENVIRONMENTS[environment]]
-    path = [*([overlay] if overlay else []), *folders, ROOT / "tests"]
+    overlays = overlay if isinstance(overlay, list) else [overlay] if overlay else []
+    path = [*overlays, *folders, ROOT / "tests"]
     return run_in(path, script, *args, timeout=timeout, VLLM_CACHE_ROOT=str(FOLDER / "vllm-cache"), **environ)
 
 

@@ -3,7 +3,7 @@
 import functools
 
 import pytest
-from processes.vllm.running import BROKEN, check_patched, start
+from processes.vllm.running import ACME, BROKEN, check_contributed, check_patched, start
 from releases import FOLDER, results
 from standins import ROOT
 
@@ -23,7 +23,7 @@ def jobs(*names, version=NEWEST):
     # In front of vLLM's environment, which has everything else that Ray needs.
     ray = Part((f"ray=={version}", "msgpack==1.2.4"))
     script = ROOT / "tests" / "processes" / "ray" / "jobs.py"
-    return results(start(script, *names, overlay=build_part(ray, FOLDER), BROKEN=str(BROKEN)))
+    return results(start(script, *names, overlay=[build_part(ray, FOLDER), ACME], BROKEN=str(BROKEN)))
 
 
 def together():
@@ -37,6 +37,7 @@ def test_tasks_and_actors_are_patched_as_the_driver_says():
     for part in ("task", "actor"):
         (process,) = seen[part]
         check_patched(process, "ray")
+        check_contributed(process)
     assert seen["task"][0]["pid"] != seen["actor"][0]["pid"]
     assert seen["mine"]["mine"] == "kept"
     # A task may leave the others; the defect is there then.

@@ -7,6 +7,8 @@ from standins import ROOT
 HERE = ROOT / "tests" / "processes" / "vllm"
 BROKEN = HERE / "broken"
 UNCOVERED = HERE / "uncovered"
+ACME = ROOT / "tests" / "contributed" / "acme"
+"""What a distribution of another party looks like, installed: it has a patch of vLLM."""
 
 _SECONDS = 400
 """A start takes 20 s on an idle machine, and several times that between other tests."""
@@ -31,6 +33,13 @@ def check_patched(process, path):
     assert process["present"] is False, process
     assert process["present when undone"] is True, process
     check_record(process, path, "applied")
+
+
+def check_contributed(process):
+    """Hold the record of a process against the patch of another party."""
+    (record,) = process["records"]
+    states = {status["id"]: status["state"] for status in record["statuses"]}
+    assert states["acme_patches/vllm.harmless"] == "applied"
 
 
 def check_record(process, path, state):

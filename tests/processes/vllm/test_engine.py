@@ -3,7 +3,7 @@
 import pytest
 from patches.vllm.environment import overlay_with
 from processes.vllm.observed import PATCH
-from processes.vllm.running import BROKEN, HERE, UNCOVERED, check_patched, check_record, start
+from processes.vllm.running import ACME, BROKEN, HERE, UNCOVERED, check_contributed, check_patched, check_record, start
 from releases import results
 
 IN_PROCESS = {"VLLM_ENABLE_V1_MULTIPROCESSING": "0"}
@@ -15,7 +15,7 @@ PATCHED = {
         {"VLLM_PLUGINS": "another"},
         ("import", "multiprocessing", "multiprocessing"),
     ),
-    "forked": (["fork"], {}, ("plugin", "plugin", "plugin")),
+    "forked": (["fork"], {"overlay": ACME}, ("plugin", "plugin", "plugin")),
     "in one process, by its name": (
         [],
         {"VLLM_PLUGINS": "another,nrl-patches", **IN_PROCESS},
@@ -46,6 +46,8 @@ def test_every_process_is_patched_and_says_by_what(case):
         assert (part in seen) == (path is not None)
         for process in seen.get(part, ()):
             check_patched(process, path)
+            if environ.get("overlay") == ACME:
+                check_contributed(process)
     if core:
         assert {process["parent"] for process in seen["core"]} == {seen["front end"][0]["pid"]}
         assert {process["parent"] for process in seen["worker"]} == {seen["core"][0]["pid"]}
@@ -97,6 +99,7 @@ def test_under_strict_such_an_engine_does_not_start(case):
 def test_under_strict_an_engine_does_not_start_if_a_patch_drifts_in_a_worker(tmp_path):
     file = "model_executor/model_loader/dummy_loader.py"
     overlay = overlay_with(tmp_path / "overlay", "0.30.0", file, "def load_weights(", "def fill_weights(")
-    done = engine("refused", overlay=overlay, NRL_PATCHES_STRICT="1")
+    # Bytecode of a folder that is gone tomorrow is worth nothing.
+    done = engine("refused", overlay=overlay, NRL_PATCHES_STRICT="1", PYTHONDONTWRITEBYTECODE="1")
     assert results(done)["refused"].startswith("RuntimeError: Engine core initialization failed.")
     assert f"DriftedError: {PATCH}: expected " in done.stdout  # vLLM logs there what ended the worker.

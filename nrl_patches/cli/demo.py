@@ -1,0 +1,109 @@
+"""``nrl-patches demo``: the defects of the installed releases, without the package and with it."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+import venv
+from collections.abc import Sequence
+from pathlib import Path
+
+import click
+
+import nrl_patches
+from nrl_patches.cli.options import SECONDS, CannotSayError
+from nrl_patches.declaration import Patch
+from nrl_patches.engine.activation import default_activation
+from nrl_patches.engine.affected import Answer
+from nrl_patches.engine.decision import decide
+from nrl_patches.engine.distributions import find_installed
+from nrl_patches.errors import Problem
+from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
+
+__all__ = ["demo"]
+
+_MOST = 3
+
+
+@click.command()
+@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.option("--install", "requirements", multiple=True, metavar="REQUIREMENT", help="Into a throw-away environment.")
+@click.option(
+    "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each process; two for each defect."
+)
+def demo(*, ids: tuple[str, ...], requirements: tuple[str, ...], timeout: float) -> None:
+    """Run the defects of the installed releases without this package and with it, and show both in a table.
+
+    Shows three of the patches that are needed here, or those that are named. With --install, for example --install
+    torch --install transformers==5.5.0, a temporary environment is made for that, and deleted afterwards.
+
+    Exits with 0 if every defect is there without the package and gone with it, 1 if not, and 3 if no patch is needed
+    here.
+    """
+    if requirements:
+        sys.exit(_elsewhere(ids, requirements, timeout))
+    registry = default_activation().registry
+    needed = [patch for patch in registry if not missing_for(patch) and decide(patch).answer is Answer.YES]
+    chosen = [patch for patch in needed if patch.id in ids] if ids else _varied(needed)
+    if not chosen:
+        step = "nrl-patches demo --install torch --install numpy --install transformers==5.5.0"
+        what = "those" if ids else "any patch"
+        raise CannotSayError(str(Problem("nrl-patches demo", f"releases that need {what}", "none here", f"`{step}`")))
+    rows = []
+    for patch in chosen:
+        click.echo(f"{patch.title.rstrip('.')} …", err=True)
+        off = run_side(patch.id, patched=False, timeout=timeout)
+        rows.append((patch, off, run_side(patch.id, patched=True, timeout=timeout)))
+    _show(rows)
+    sys.exit(int(not all(off.present and on.present is False for _, off, on in rows)))
+
+
+def _varied(patches: Sequence[Patch]) -> list[Patch]:
+    """The first few, one of each subject before a second one: what the ids of a family begin with is one subject."""
+    first: dict[str, Patch] = {}
+    for patch in patches:
+        first.setdefault(patch.id.rpartition(".")[2].partition("_")[0], patch)
+    return [*first.values(), *(patch for patch in patches if patch not in first.values())][:_MOST]
+
+
+def _show(rows: Sequence[tuple[Patch, Side, Side]]) -> None:
+    from rich.console import Console  # noqa: PLC0415 - what cannot be shown needs none
+    from rich.table import Table  # noqa: PLC0415
+
+    table = Table(title="What is wrong here, and what the patches make of it", title_justify="left", show_lines=True)
+    table.add_column("defect", ratio=3)
+    table.add_column("without nrl-patches", ratio=2)
+    table.add_column("with it", ratio=2)
+    for patch, off, on in rows:
+        releases = ", ".join(str(find_installed(name)) for name in patch.affected.distributions)
+        table.add_row(f"{patch.title}\n[dim]{patch.id}, {releases}[/]", _cell(off, good=False), _cell(on, good=True))
+    Console(file=sys.stdout).print(table)
+
+
+def _cell(side: Side, *, good: bool) -> str:
+    if side.present is None:
+        return "[yellow]no answer[/]"
+    color = "green" if not side.present else "red"
+    word = "right" if not side.present else "still wrong" if good else "wrong"
+    values = (f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())
+    return "\n".join([f"[{color}]{word}[/]", *values])
+
+
+def _elsewhere(ids: Sequence[str], requirements: Sequence[str], timeout: float) -> int:
+    """Make an environment, show the demo there, and delete it."""
+    with tempfile.TemporaryDirectory(prefix="nrl-patches-demo-") as folder:
+        click.echo(f"installing {', '.join(requirements)} …", err=True)
+        venv.create(folder, with_pip=True)
+        python = str(Path(folder, "bin", "python"))
+        root = Path(nrl_patches.__file__).parents[1]
+        # A checkout is installed from its files; otherwise the same version comes from the index.
+        own = str(root) if (root / "pyproject.toml").is_file() else f"nrl-patches=={nrl_patches.__version__}"
+        install = [python, "-m", "pip", "install", "--quiet", own, *requirements]
+        done = subprocess.run(install, check=False)  # noqa: S603 - what the user asked for
+        if done.returncode:
+            return done.returncode
+        command = [python, "-P", "-m", "nrl_patches", "demo", *ids, "--timeout", str(timeout)]
+        environ = {name: value for name, value in os.environ.items() if name not in {"PYTHONPATH", "VIRTUAL_ENV"}}
+        return subprocess.run(command, check=False, env=environ, cwd=folder).returncode  # noqa: S603 - as above

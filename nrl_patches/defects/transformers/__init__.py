@@ -1,0 +1,1 @@
+"""Known defects of transformers, alone or with torch, that are not repaired here."""

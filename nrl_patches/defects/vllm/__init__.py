@@ -1,0 +1,1 @@
+"""Known defects of vLLM that are not repaired here."""

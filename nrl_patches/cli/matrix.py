@@ -15,6 +15,7 @@ from packaging.specifiers import InvalidSpecifier, SpecifierSet
 from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder, every_known
 from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
+from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.evidence import Measurement, write_whole
@@ -181,7 +182,7 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     svg = to_svg(figure)
     write_whole(folder / "matrix.json", evidence.text())
     write_whole(folder / "matrix.svg", svg)
-    write_whole(folder / "ranges.svg", to_ranges_svg(axes(patches, evidence), caption=caption))
+    write_whole(folder / "ranges.svg", to_ranges_svg(axes((p for p in patches if p.fixes), evidence), caption=caption))
     write_whole(folder / "matrix.png", to_png(figure))
     facts = {
         "environments": str(len(evidence.measurements)),
@@ -203,7 +204,7 @@ def _update(workshop: Workshop, report: Path) -> bool:
     for patch_id in changed:
         click.echo(f"{patch_id}: now {workshop.patches[patch_id].affected}; run this again", err=True)
     write_evidence(report, root)
-    write_readme(workshop.patches.values(), workshop.evidence, root)
+    write_readme([*workshop.patches.values(), *load_defects()[0].values()], workshop.evidence, root)
     return not changed
 
 

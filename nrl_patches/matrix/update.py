@@ -117,19 +117,22 @@ def in_words(patch: Defect, evidence: Evidence) -> str:
         evidence: What the index had.
     """
     conjunctions = (
-        " with ".join(_in_words(patch.affected, part, evidence) for part in conjunction)
+        " with ".join(_in_words(patch, part, evidence) for part in conjunction)
         for conjunction in patch.affected.alternatives
     )
     return ", ".join(conjunctions)
 
 
-def _in_words(affected: Affected, part: Range, evidence: Evidence) -> str:
+def _in_words(patch: Defect, part: Range, evidence: Evidence) -> str:
     name = part.distribution
+    shown = _NAMES.get(name, name)
     inside = [version for version in evidence.finals(name) if part.releases.contains(version)]
+    if not inside:
+        return f"no release of {shown}"
     end = f"gone in {part.end[0]}" if part.end else "without an end"
-    end = "the newest measured" if affected.newest_measured(name) in inside else end
-    return f"{_NAMES.get(name, name)} {_span(inside)} ({end})"
+    end = "the newest measured" if patch.affected.newest_measured(name) in inside else end
+    return f"{shown} {_span(inside)} ({end if patch.measured else 'reported, not measured'})"
 
 
 def _span(versions: list[Version]) -> str:
-    return " to ".join(dict.fromkeys([str(versions[0]), str(versions[-1])])) if versions else "(none)"
+    return " to ".join(dict.fromkeys([str(versions[0]), str(versions[-1])]))

@@ -11,7 +11,7 @@ from releases import ENVIRONMENTS
 from standins import ROOT, run
 
 from nrl_patches.cli.matrix import matrix
-from nrl_patches.engine.registry import load
+from nrl_patches.engine.registry import load, load_defects
 from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.fingerprint import fingerprint
@@ -21,6 +21,7 @@ from nrl_patches.matrix.update import in_words
 
 EVIDENCE = Evidence.read(COMMITTED)
 PATCHES = load().patches
+DEFECTS = load_defects()[0]
 every_patch = pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
 
 
@@ -78,7 +79,7 @@ def test_the_evidence_is_small_and_the_picture_is_there():
     assert "nrl_patches/matrix/data/ranges.svg" in (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-@every_patch
+@pytest.mark.parametrize("patch", [*PATCHES.values(), *DEFECTS.values()], ids=[*PATCHES, *DEFECTS])
 def test_the_readme_names_the_releases_and_tells_a_fix_from_the_end_of_what_is_known(patch):
     row = re.search(rf"^\| `{re.escape(patch.id)}` \|.*\| ([^|]*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE)
     assert row is not None

@@ -20,6 +20,12 @@ inline and out of a probe's reach before 0.14.0, but no `align` mode: the range 
 The NaN itself needs a GPU and was not measured here.
 """
 
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from types import ModuleType
+
 from nrl_patches import Defect, Observation
 
 defect = Defect(
@@ -53,6 +59,9 @@ def prefill_counts_as_decode() -> Observation:
     fields = getattr(CacheConfig, "__dataclass_fields__", {})
     if "mamba_cache_mode" not in fields:
         return Observation(present=False, evidence={"absent": "CacheConfig.mamba_cache_mode"})
+    if find_spec("diskcache") is None:  # For structured output only; the runner's module imports it in old releases.
+        sys.modules["diskcache"] = ModuleType("diskcache")
+        sys.modules["diskcache"].Cache = object  # type: ignore[attr-defined]
     from vllm.v1.worker.gpu_model_runner import GPUModelRunner
 
     tokens = 1 + _DRAFTS

@@ -27,7 +27,7 @@ class Copy:
         # What the wheel has at its top level; the environment's own would be that of its installation.
         shutil.copytree(folder / "nrl_patches" / "hosts", folder / "nrl_patches_hosts")
         self.patches = folder / "nrl_patches" / "patches"
-        for distribution in self.patches.iterdir():
+        for distribution in (*self.patches.iterdir(), *(folder / "nrl_patches" / "defects").iterdir()):
             if distribution.is_dir() and distribution.name != "_shared":
                 shutil.rmtree(distribution)
         self.write("nrl_patches/patches/standin/__init__.py", "")

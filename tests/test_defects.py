@@ -81,10 +81,11 @@ def test_its_tripwire_has_one_side(copy, affected, core, verdict, code):
 
 def test_audit_says_that_it_is_not_repaired_and_can_leave_it_out(copy):
     done = command(copy, "audit", "--json")
-    assert done.returncode == 1
+    assert done.returncode == 0  # It would be 1 everywhere and for ever.
+    assert '"kind": "known"' in done.stdout
     assert '"repair": "not repaired"' in done.stdout
     assert '"advice": "Add one yourself."' in done.stdout
-    assert command(copy, "audit", "--ignore", ID).returncode == 0
+    assert ID not in command(copy, "audit", "--ignore", ID).stdout
     assert command(copy, "audit", "--ignore", "no.such").returncode == 2
 
 

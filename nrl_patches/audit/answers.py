@@ -49,6 +49,7 @@ class Row:
 
     Attributes:
         id: The defect.
+        kind: ``patch`` if there is one, ``known`` if not.
         title: It in a sentence.
         releases: Those that it was judged for, by distribution.
         hit: Whether it hits.
@@ -59,6 +60,7 @@ class Row:
     """
 
     id: str
+    kind: str
     title: str
     releases: Mapping[str, str]
     hit: Hit
@@ -86,10 +88,12 @@ def answer(patches: Iterable[Defect], pins: Pins, evidence: Evidence) -> list[Ro
 def needs_attention(row: Row) -> bool:
     """Return whether a row is a reason to think before the environment is used.
 
+    What is known and not repaired anywhere is no news: it would be one in every environment.
+
     Args:
         row: The answer for one defect.
     """
-    return row.hit is Hit.UNMEASURED or (row.hit is Hit.YES and row.repair is not Repair.YES)
+    return row.kind == "patch" and (row.hit is Hit.UNMEASURED or (row.hit is Hit.YES and row.repair is not Repair.YES))
 
 
 def environment_of(patch: Defect, pins: Pins) -> str | None:
@@ -114,7 +118,10 @@ def _row(patch: Defect, pins: Pins, evidence: Evidence) -> Row:
     decision = decide(patch, pins.find, lambda place: _known_digest(place, pins, evidence))
     cell = _cell(patch, pins, evidence)
     hit, repair, reason = _judge(patch, decision, cell)
-    return Row(patch.id, patch.title, releases, hit, repair, reason, _advice(patch, hit, repair), patch.upstream[0])
+    kind = "patch" if patch.fixes else "known"
+    return Row(
+        patch.id, kind, patch.title, releases, hit, repair, reason, _advice(patch, hit, repair), patch.upstream[0]
+    )
 
 
 def _judge(patch: Defect, decision: Decision, cell: Cell | None) -> tuple[Hit, Repair, str]:

@@ -77,8 +77,9 @@ def audit(  # noqa: PLR0913 - one parameter per option
     is looked at. Nothing of it is installed or imported. A lock that holds several versions of a distribution is
     answered for each combination of extras and groups.
 
-    Exits with 0 if every defect that hits is repaired, 1 if one is not or nobody knows, 2 if the command is misused,
-    and 3 if a file could not be read.
+    Exits with 0 if every defect that hits and has a patch is repaired, 1 if one is not or nobody knows, 2 if the
+    command is misused, and 3 if a file could not be read. Defects that are known and have no patch are shown, and do
+    not count.
     """
     if (old is None) != (new is None):
         raise click.UsageError("--from and --to need each other")

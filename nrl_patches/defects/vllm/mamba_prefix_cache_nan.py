@@ -59,6 +59,11 @@ def second_builder_keeps_stale_block_indices() -> Observation:
     class Builder(base):  # type: ignore[misc]
         metadata_cls = mamba_attn.BaseMambaAttentionMetadata
 
+        def __getattr__(self, name: str) -> Any:
+            if name.startswith("use_"):  # What later releases can switch on.
+                return False
+            raise AttributeError(name)
+
     def integers(*values: int) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.int32)
 

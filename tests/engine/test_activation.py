@@ -96,10 +96,11 @@ def test_a_build_between_releases_is_left_alone_when_the_guard_objects(sandbox, 
         ({"target": "{name}.core:LIMIT"}, "a int"),
         ({"guard": "lambda f: mismatch(f, parameters='start')"}, "has no parameter start"),
         ({"guard": "lambda f: mismatch(f, attributes='enumerate')"}, "does not use enumerate"),
+        ({"target": "{name}.core:size", "guard": "mismatch"}, "is no Python function"),
     ],
 )
 def test_drift(sandbox, caplog, fields, found):
-    sandbox.distribution("1.0", core=COUNT + "LIMIT = 3\n")
+    sandbox.distribution("1.0", core=COUNT + "LIMIT = 3\nsize = len\n")
     patch_id = sandbox.patch(**{key: value.format(name=sandbox.name) for key, value in fields.items()})
     activation = sandbox.activate()
     core = sandbox.core()

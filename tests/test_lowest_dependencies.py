@@ -22,7 +22,7 @@ pytestmark = pytest.mark.xdist_group("lowest dependencies")
 def run():
     required = [Requirement(text) for text in importlib.metadata.requires("nrl-patches") or ()]
     floors = [str(r).replace(">=", "==") for r in required if r.marker is None]
-    assert len(floors) == 3
+    assert len(floors) == 4
     folder = build_part(Part(tuple(floors)), FOLDER)
     environ = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
 
@@ -34,7 +34,9 @@ def run():
     return run
 
 
-@pytest.mark.parametrize("command", [["list"], ["status", "--help"], ["matrix", "--help"], ["run", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["list"], ["status", "--help"], ["matrix", "--help"], ["run", "--help"], ["audit"], ["demo", "--help"]]
+)
 def test_the_command_line_starts(run, command):
     done = run("nrl_patches", *command)
     assert done.returncode == 0, done.stderr

@@ -17,7 +17,7 @@ from nrl_patches.audit.bump import bump
 from nrl_patches.audit.pins import Pins, read_pins
 from nrl_patches.audit.reports import FORMATS, Audit
 from nrl_patches.cli.audit import audit
-from nrl_patches.engine.registry import load
+from nrl_patches.engine.registry import load, load_defects
 from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.names import parse_environment
 
@@ -57,11 +57,12 @@ def lock(tmp_path):
 @pytest.mark.parametrize("environment", [name for name in EVIDENCE.measurements if EVIDENCE.measurements[name].cells])
 def test_every_measured_environment_is_answered_as_it_was_measured(environment):
     looked = Pins("", parse_environment(environment))
-    found = {row.id: row for row in answer(PATCHES, looked, EVIDENCE)}
+    found = {row.id: row for row in answer([*PATCHES, *load_defects()[0].values()], looked, EVIDENCE)}
     for patch_id, cell in EVIDENCE.measurements[environment].cells.items():
         if cell.present is not None:
             assert found[patch_id].hit is (Hit.YES if cell.present else Hit.NO), found[patch_id]
-            assert not cell.present or found[patch_id].repair is Repair.YES
+            repair = Repair.YES if found[patch_id].kind == "patch" else Repair.NO
+            assert not cell.present or found[patch_id].repair is repair
 
 
 def test_each_combination_of_a_lock_in_nemo_rls_shape_is_answered_by_the_evidence(lock):

@@ -39,12 +39,18 @@ def judge(patch: Defect, evidence: Evidence, code: str | None = None) -> Judgeme
     return Judgement(
         patch=patch,
         runs=facts.runs,
-        objections=(*objections, *([] if facts.runs else ["the defect was seen nowhere"])),
+        objections=(*objections, *(["the defect was seen nowhere"] if not facts.runs and _may_be_seen(patch) else [])),
         suggestion=facts.suggestion(),
         remarks=tuple(facts.remarks()),
         dates=(days[0], days[-1]) if days else (),
         unmeasured=tuple(unmeasured),
     )
+
+
+def _may_be_seen(patch: Defect) -> bool:
+    """Whether a declaration names any release: `<0` says that the defect was looked for, and is nowhere."""
+    ends = [part.end for conjunction in patch.affected.alternatives for part in conjunction]
+    return not all(end == (Version("0"), False) for end in ends)
 
 
 class _Facts:

@@ -267,3 +267,10 @@ def test_a_range_ends_with_what_has_the_defect_only_if_nothing_after_it_was_meas
         "standin: standin>=1.1,<=1.2 says that 1.2 is the newest measured, but 1.3 was measured",
     )
     assert judgement.lines()[-1] == '    paste: affected="standin>=1.1,<1.3"'
+
+
+@pytest.mark.parametrize(
+    ("states", "objections"), [("gg", ()), ("gb", ("standin==1.1 has the defect, but is not declared",))]
+)
+def test_a_range_without_a_release_says_that_the_defect_is_nowhere(states, objections):
+    assert judge(declaring("standin<0"), along(states)).objections == objections

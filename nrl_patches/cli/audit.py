@@ -17,7 +17,8 @@ from nrl_patches.audit.pins import Pins, installed_pins, read_pins
 from nrl_patches.audit.reports import FORMATS, Audit, as_text, attention
 from nrl_patches.audit.scan import scan
 from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, write_report
-from nrl_patches.declaration import Defect, Patch
+from nrl_patches.declaration import Patch
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 from nrl_patches.matrix.evidence import Evidence

@@ -13,7 +13,7 @@ import click
 from packaging.specifiers import InvalidSpecifier, SpecifierSet
 
 from nrl_patches.cli.options import SECONDS, CannotSayError, check_folder, every_known
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem

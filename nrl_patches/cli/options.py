@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem

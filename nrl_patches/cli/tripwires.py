@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import click
 
 from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, every_known, find_known, write_report
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.tripwires.reports import FORMATS, failing
 from nrl_patches.tripwires.run import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires

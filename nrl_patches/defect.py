@@ -241,3 +241,5 @@ def _exists(module: str) -> bool:
         if error.name is None or error.name == package or not module.startswith(f"{error.name}."):
             raise  # The distribution itself is missing, or what it imports.
         return False
+    except ImportError:  # A package above it cannot be imported, which may be the defect.
+        return True

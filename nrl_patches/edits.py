@@ -7,6 +7,7 @@ import difflib
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from nrl_patches.errors import MismatchError
 
@@ -29,7 +30,7 @@ class Edit:
     new: str
 
 
-Transform = Callable[[ast.AST], ast.AST]
+Transform = Callable[[Any], ast.AST]
 """Takes the syntax of the target (a function definition, or a module) and returns what takes its place.
 
 It raises a :class:`~nrl_patches.errors.MismatchError` where it does not find what it was written for. Comments are

@@ -94,15 +94,15 @@ class Rewrite:
 
     def _rewritten(self, function: FunctionType) -> FunctionType:
         lines, first = _source(function)
-        block = "".join(inspect.getblock(lines[first:]))
-        if not is_same(compile_function(block, function, function.__code__.co_filename), function.__code__):
+        running = compile_function("".join(lines), function, _real(function.__code__.co_filename))
+        if not is_same(running, function.__code__):
             found = "other code: the file has changed since it was imported, or an import hook changes code"
             raise MismatchError("the source of the running code", found)
+        block = "".join(inspect.getblock(lines[first:]))
         new = edited(block, self.edits, first_line=first + 1)
-        rest = lines[first + len(block.splitlines()) :]
-        whole = "".join([*lines[:first], new, *rest])
+        whole = "".join([*lines[:first], new, *lines[first + len(block.splitlines()) :]])
         file = remember(_real(function.__code__.co_filename), whole, new)
-        code = compile_function(new, function, file)
+        code = compile_function(whole, function, file)
         _check_kind(code, function.__code__)
         _check_names(code, function)
         return _function(code, function)

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import difflib
 import re
-import sys
 from importlib import resources
 
 import click
 
 __all__ = ["docs", "pages"]
 
-_WIDEST = 120
 _TITLE = re.compile(r"# ([^:\n]+): ([^\n]+)\n")
-_LINK = re.compile(r"\[([^\]]+)\]\(([a-z-]+)\.md(#[^)]*)?\)")
-_IMAGE = re.compile(r"!\[([^\]]*)\]\([^)]*\)")
 
 
 @click.command()
@@ -34,7 +30,11 @@ def docs(topic: str) -> None:
             click.echo(f"{name:<{width}}  {_subject(text)}")
         click.echo("\n`nrl-patches docs TOPIC` shows one; begin with quick-start.")
         return
-    _show(found[_chosen(topic, list(found))])
+    text = found[_chosen(topic, list(found))]
+    from nrl_patches.cli.markdown import show  # noqa: PLC0415 - the list of topics needs no rich
+
+    if not show(text):
+        click.echo(text, nl=False)
 
 
 def pages() -> dict[str, str]:
@@ -59,16 +59,3 @@ def _chosen(typed: str, topics: list[str]) -> str:
     close = difflib.get_close_matches(asked, topics, n=1)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise click.BadParameter(f"no page {typed!r}{hint}; `nrl-patches docs` lists them", param_hint="TOPIC")
-
-
-def _show(text: str) -> None:
-    from rich.console import Console  # noqa: PLC0415 - the list of topics needs none
-    from rich.markdown import Markdown  # noqa: PLC0415
-
-    console = Console(file=sys.stdout)
-    if not console.is_terminal:
-        click.echo(text, nl=False)
-        return
-    # A terminal can follow neither a link to a file of the package nor show a picture.
-    text = _IMAGE.sub(r"(picture: \1)", _LINK.sub(r"\1 (`nrl-patches docs \2`)", text))
-    console.print(Markdown(text, hyperlinks=False), width=min(console.width, _WIDEST))

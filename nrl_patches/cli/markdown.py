@@ -20,16 +20,32 @@ _UNLIMITED = 10_000
 
 
 class _Table(TableElement):
-    """Breaks words that are too long, and draws lines between the rows where cells have several."""
+    """Keeps words whole as long as they fit, and draws lines between the rows where cells have several."""
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         for part in super().__rich_console__(console, options):
             if isinstance(part, Table):
-                for column in part.columns:
-                    column.overflow = "fold"
-                needs = Measurement.get(console, options.update(width=_UNLIMITED), part).maximum
-                part.show_lines = needs > options.max_width
+                _fit(part, console, options)
             yield part
+
+
+def _fit(table: Table, console: Console, options: ConsoleOptions) -> None:
+    unlimited = options.update(width=_UNLIMITED)
+    cells = [[Measurement.get(console, unlimited, cell) for cell in column.cells] for column in table.columns]
+    widths = [max(cell.minimum for cell in column) for column in cells]
+    lengths = [max(cell.maximum for cell in column) for column in cells]
+    around = Measurement.get(console, unlimited, table).maximum - sum(lengths)
+    room = max(options.max_width - around, len(cells))
+    if sum(lengths) <= room:
+        return
+    for _ in range(sum(widths) - room):
+        widths[widths.index(max(widths))] -= 1
+    for _ in range(room - sum(widths)):  # To the one that needs the most lines.
+        lines = [length / width for length, width in zip(lengths, widths, strict=True)]
+        widths[lines.index(max(lines))] += 1
+    for column, width in zip(table.columns, widths, strict=True):
+        column.width, column.overflow = width, "fold"
+    table.show_lines = True
 
 
 class _Page(Markdown):

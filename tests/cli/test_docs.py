@@ -94,11 +94,31 @@ def on_a_terminal(*args, columns):
 def test_on_a_terminal_a_page_is_rendered_and_no_wider_than_it_reads_well(columns):
     got = on_a_terminal("concepts", columns=columns)
     assert "\x1b[" in got
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", got).splitlines()
+    lines = plain(got).splitlines()
     assert max(map(len, lines)) <= min(columns, 120)
     assert not [line for line in lines if line.startswith(("# ", "|---"))]
     assert "nrl-patches docs statuses" in " ".join(" ".join(lines).split())
     assert ".md)" not in got
+
+
+def plain(text):
+    return re.sub(r"\x1b\[[0-9;]*m", "", text)
+
+
+@pytest.mark.parametrize(("topic", "columns"), [("limits", 80), ("nemo-rl", 120)])
+def test_on_a_terminal_an_id_stays_one_word(topic, columns):
+    page = (FOLDER / f"{topic}.md").read_text(encoding="utf-8")
+    ids = {name for name in (*load().patches, *load_defects()[0]) if f"`{name}`" in page}
+    got = plain(on_a_terminal(topic, columns=columns))
+    assert len(ids) > 5
+    assert {name for name in ids if not re.search(rf"(?<!\w){re.escape(name)}(?!\w)", got)} == set()
+
+
+@pytest.mark.parametrize("columns", [10, 30])
+def test_on_a_narrow_terminal_nothing_is_cut(columns):
+    narrow, wide = (plain(on_a_terminal("environment", columns=c)) for c in (columns, 120))
+    letters, expected = (sorted(re.sub(r"[\s─]", "", text)) for text in (narrow, wide))
+    assert letters == expected
 
 
 def slug(heading):

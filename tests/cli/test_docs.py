@@ -43,6 +43,7 @@ def test_without_a_topic_every_page_is_listed_with_what_it_is_about():
     listed = dict(re.findall(r"^(\S+) {2,}(\S.*)$", done.stdout, re.MULTILINE))
     titles = {file.stem: file.read_text(encoding="utf-8").partition("\n")[0] for file in FOLDER.glob("*.md")}
     assert len(titles) > 10
+    assert max(map(len, done.stdout.splitlines())) <= 80
     assert listed.keys() == titles.keys() == pages().keys()
     for topic, title in titles.items():
         assert re.fullmatch(rf"# \w[^:]*: {re.escape(listed[topic])}", title)

@@ -53,10 +53,13 @@ class _Page(Markdown):
 
 
 def show(text: str) -> bool:
-    """Render a page on stdout, if that is a terminal; return whether it is.
+    """Render a page on stdout, if that is a terminal.
 
     Args:
         text: The page. A link to another page becomes the command that shows it; a picture becomes its description.
+
+    Returns:
+        Whether it is a terminal; nothing is written if it is not.
     """
     console = Console(file=sys.stdout)
     if console.is_terminal:

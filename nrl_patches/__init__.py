@@ -1,7 +1,8 @@
 """Workarounds for defects of the releases that an RL post-training stack is built on, applied where they are needed.
 
 ``import nrl_patches`` is all that a program needs: each patch waits for the module that it repairs and is applied if
-the installed release has the defect. README.md describes how to query what was applied and how to switch patches off.
+the installed release has the defect. ``nrl-patches docs`` has the documentation: how to query what was applied, how to
+switch patches off.
 
 The import itself loads next to nothing, see :mod:`nrl_patches.front_door`; the names below are looked up when they are
 first used.

@@ -11,6 +11,8 @@ import pytest
 from package_copy import Copy
 from standins import ROOT
 
+from nrl_patches import __version__
+
 
 @pytest.fixture(scope="module")
 def archive(tmp_path_factory):
@@ -18,7 +20,8 @@ def archive(tmp_path_factory):
     copy = Copy(tmp_path_factory.mktemp("copy"))
     copy.patch()
     info = copy.write(
-        "nrl_patches-0.1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: nrl-patches\nVersion: 0.1.0\n"
+        f"nrl_patches-{__version__}.dist-info/METADATA",
+        f"Metadata-Version: 2.1\nName: nrl-patches\nVersion: {__version__}\n",
     )
     groups = "[nrl_patches.startup]\nvllm = nrl_patches_hosts.startup:startup\n"
     info.with_name("entry_points.txt").write_text(groups)
@@ -70,10 +73,15 @@ def test_a_program_that_cannot_be_changed(archive):
     assert done.stdout == "2 startup\n", done.stderr
 
 
+def test_the_documentation(archive):
+    done = run(archive, "docs", "stat")
+    assert done.stdout == (ROOT / "nrl_patches" / "docs" / "statuses.md").read_text(encoding="utf-8"), done.stderr
+
+
 def test_the_doctor_and_the_versions_on_the_path(archive, tmp_path):
     other = Copy(tmp_path)
     init = other.folder / "nrl_patches" / "__init__.py"
-    init.write_text(init.read_text().replace('"0.1.0"', '"9.9"'))
+    init.write_text(init.read_text().replace(f'"{__version__}"', '"9.9"'))
     done = archive.run("nrl_patches", "doctor", PYTHONPATH=os.pathsep.join([archive.path, str(tmp_path)]))
     assert "The targets of 1 patch were imported" in done.stdout, done.stderr
-    assert f"0.1.0 in {archive.folder}/package.zip/nrl_patches, 9.9 in {tmp_path}/nrl_patches" in done.stdout
+    assert f"{__version__} in {archive.folder}/package.zip/nrl_patches, 9.9 in {tmp_path}/nrl_patches" in done.stdout

@@ -6,6 +6,8 @@ import sys
 import pytest
 from package_copy import Copy
 
+from nrl_patches import __version__
+
 LOADED = "print('nrl_patches.engine.activation' in sys.modules, 'wrapt' in sys.modules)"
 COUNT = "from standin.core import count\nprint(count())"
 
@@ -61,7 +63,7 @@ import nrl_patches.engine.status
 print(nrl_patches.status()["standin.count"].state)
 """
     assert output(copy, code) == [
-        "True import 0.1.0",
+        f"True import {__version__}",
         "PatchError applied True",
         "module 'nrl_patches' has no attribute 'nothing'",
         "pending",

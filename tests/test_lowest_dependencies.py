@@ -26,9 +26,9 @@ def run():
     folder = build_part(Part(tuple(floors)), FOLDER)
     environ = os.environ | {"PYTHONPATH": os.pathsep.join((str(folder), str(ROOT)))}
 
-    def run(*command):
+    def run(*command, **more):
         return subprocess.run(
-            [sys.executable, "-m", *command], env=environ, cwd=ROOT, capture_output=True, text=True, check=False
+            [sys.executable, "-m", *command], env=environ | more, cwd=ROOT, capture_output=True, text=True, check=False
         )
 
     return run
@@ -40,6 +40,13 @@ def run():
 def test_the_command_line_starts(run, command):
     done = run("nrl_patches", *command)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_page_is_rendered(run):
+    done = run("nrl_patches", "docs", "limits", FORCE_COLOR="1", COLUMNS="120")
+    assert done.returncode == 0, done.stderr
+    assert "transformers.tied_weights_tensor_parallel" in done.stdout
+    assert "| id |" not in done.stdout
 
 
 def test_the_engine_passes_its_tests(run):

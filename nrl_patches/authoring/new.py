@@ -113,7 +113,8 @@ def write(made: Plan) -> list[str]:
     row = f"| `{made.patch_id}` | what goes wrong | see `affected` |\n"
     _insert(made.root / "README.md", r"^\| id \| defect \| releases \|\n\|---\|---\|---\|\n", row)
     variable = f"| `{made.opt_out}` | `1` switches off `{made.patch_id}`. |\n"
-    _insert(made.root / "README.md", r"^\| variable \| effect \|\n\|---\|---\|\n(\| `NRL_PATCHES.*\n)*", variable)
+    environment = made.root / "nrl_patches" / "docs" / "environment.md"
+    _insert(environment, r"^\| variable \| effect \|\n\|---\|---\|\n(\| `NRL_PATCHES.*\n)*", variable)
     return [
         *steps,
         "write the line in CHANGELOG.md and the row in README.md",

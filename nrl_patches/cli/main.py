@@ -18,6 +18,7 @@ _MODULES = {
     "audit": "audit",
     "check": "new",
     "demo": "demo",
+    "docs": "docs",
     "doctor": "doctor",
     "explain": "explain",
     "list": "explain",

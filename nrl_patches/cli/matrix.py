@@ -27,7 +27,7 @@ from nrl_patches.matrix.report.picture import draw, to_png, to_svg
 from nrl_patches.matrix.report.ranges import axes, to_ranges_svg
 from nrl_patches.matrix.runner import jobs_here
 from nrl_patches.matrix.session import Again, NotOursError, Workshop, disk_usage
-from nrl_patches.matrix.update import checkout, write_evidence, write_ranges, write_readme
+from nrl_patches.matrix.update import checkout, write_evidence, write_ranges, write_tables
 
 __all__ = ["matrix"]
 
@@ -204,7 +204,7 @@ def _update(workshop: Workshop, report: Path) -> bool:
     for patch_id in changed:
         click.echo(f"{patch_id}: now {workshop.patches[patch_id].affected}; run this again", err=True)
     write_evidence(report, root)
-    write_readme([*workshop.patches.values(), *load_defects()[0].values()], workshop.evidence, root)
+    write_tables([*workshop.patches.values(), *load_defects()[0].values()], workshop.evidence, root)
     return not changed
 
 

@@ -24,7 +24,8 @@ def new(*, name: str, target: str, upstream: str, affected: str, package: str) -
     """Write the file of a new patch, with a probe that fails until it is written, and say what remains.
 
     ID is the package of the distribution, a dot, and what the patch is about: transformers.subject_defect. In a
-    checkout of this project the lines in CHANGELOG.md and README.md are written as well; elsewhere --package is needed.
+    checkout of this project the lines in CHANGELOG.md, README.md and docs/environment.md are written as well;
+    elsewhere --package is needed.
 
     Exits with 2 if something of it cannot be right; nothing is written then.
     """

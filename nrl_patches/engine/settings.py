@@ -24,7 +24,7 @@ VARIABLES: Mapping[str, str] = {
     "NRL_PATCHES_STRICT": "`1` turns every problem (drift, failure, an unmeasured release, a bad setting) into an "
     "exception.",
 }
-"""Every variable except the opt-outs of patches, and its effect. A test compares the README's table with it."""
+"""Every variable except the opt-outs of patches, and its effect. docs/environment.md has the same, by a test."""
 
 _OTHERS = frozenset({"NRL_PATCHES_RELEASES", "NRL_DISABLE_NUMA_BINDING", "NRL_DISABLE_NUMA_MEMBIND"})
 """Variables with a similar name that belong to this project's tests and to NeMo RL."""

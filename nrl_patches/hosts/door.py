@@ -42,7 +42,7 @@ def bring(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bo
     """Import nrl_patches.
 
     Args:
-        path: The word for what does so, see the README; the first one in a process counts.
+        path: The word for what does so, see docs/processes.md; the first one in a process counts.
         expected: How the message begins where that fails.
         next_step: How it ends.
 

@@ -40,7 +40,7 @@ class Cell:
     """What a tripwire found in one environment.
 
     Attributes:
-        verdict: Its one word; see README.md.
+        verdict: Its one word; see docs/tripwires.md.
         declared: Whether the patch's ``affected`` named this environment then.
         code: The fingerprint of the patch that was measured; see :mod:`nrl_patches.matrix.fingerprint`.
         present: Whether the probe saw the defect without the patch; None if it had no answer.

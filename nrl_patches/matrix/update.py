@@ -1,4 +1,4 @@
-"""Writes what was measured into a checkout of this project: ranges, evidence, and the README's table of releases."""
+"""Writes what was measured into a checkout of this project: ranges, evidence, and the tables of releases."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from nrl_patches.errors import Problem
 from nrl_patches.matrix.evidence import Evidence, write_whole
 from nrl_patches.matrix.judgement import Judgement
 
-__all__ = ["checkout", "in_words", "write_evidence", "write_ranges", "write_readme"]
+__all__ = ["checkout", "in_words", "write_evidence", "write_ranges", "write_tables"]
 
 _WIDTH = 120
 _NAMES = {"vllm": "vLLM", "peft": "PEFT"}
@@ -93,20 +93,21 @@ def write_evidence(report: Path, root: Path) -> None:
         shutil.copyfile(report / name, root / "nrl_patches" / "matrix" / "data" / name)
 
 
-def write_readme(patches: Iterable[Defect], evidence: Evidence, root: Path) -> None:
-    """Write the releases of every patch into its row of the README's table.
+def write_tables(patches: Iterable[Defect], evidence: Evidence, root: Path) -> None:
+    """Write the releases of every patch and known defect into its row: in README.md, or on the page of limits.
 
     Args:
-        patches: The patches.
+        patches: The patches and the known defects.
         evidence: What the index had.
         root: The root of the checkout.
     """
-    file = root / "README.md"
-    text = file.read_text(encoding="utf-8")
-    for patch in patches:
-        row = re.compile(rf"^(\| `{re.escape(patch.id)}` \|.*\|) [^|]* \|$", re.MULTILINE)
-        text = row.sub(lambda found, p=patch: f"{found[1]} {in_words(p, evidence)} |", text)  # type: ignore[misc]
-    write_whole(file, text)
+    rows = {patch.id: in_words(patch, evidence) for patch in patches}
+    for file in (root / "README.md", root / "nrl_patches" / "docs" / "limits.md"):
+        text = file.read_text(encoding="utf-8")
+        for patch_id, releases in rows.items():
+            row = re.compile(rf"^(\| `{re.escape(patch_id)}` \|.*\|) [^|]* \|$", re.MULTILINE)
+            text = row.sub(lambda found, new=releases: f"{found[1]} {new} |", text)  # type: ignore[misc]
+        write_whole(file, text)
 
 
 def in_words(patch: Defect, evidence: Evidence) -> str:

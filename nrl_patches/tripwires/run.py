@@ -86,7 +86,7 @@ class Tripwire:
 
     Attributes:
         id: The patch.
-        verdict: One word; see README.md.
+        verdict: One word; see docs/tripwires.md.
         sentence: What was found, in which version.
         next_step: What to do now; empty if nothing.
         affected: The declared releases.

@@ -50,7 +50,8 @@ def test_the_guide_leads_to_a_green_check(checkout):
     assert f"- {ID}: " in (checkout.folder / "CHANGELOG.md").read_text()
     readme = (checkout.folder / "README.md").read_text()
     assert f"| `{ID}` |" in readme
-    assert "| `NRL_DISABLE_COUNT_OFF_BY_ONE_PATCH` | `1` switches off" in readme
+    environment = (checkout.folder / "nrl_patches" / "docs" / "environment.md").read_text()
+    assert "| `NRL_DISABLE_COUNT_OFF_BY_ONE_PATCH` | `1` switches off" in environment
     assert 'affected="standin==1.0"' in checkout.file.read_text()
 
     done = run(checkout, check)
@@ -140,7 +141,8 @@ def test_a_package_of_ones_own_needs_nothing_of_this_checkout(checkout):
     checkout.write("acme_patches/__init__.py", "")
     checkout.write("acme_patches-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: acme-patches\nVersion: 1\n")
     checkout.write("acme_patches-1.dist-info/entry_points.txt", "[nrl_patches.patches]\nstandin = acme_patches\n")
-    before = (checkout.folder / "README.md").read_text()
+    pages = [checkout.folder / "README.md", checkout.folder / "nrl_patches" / "docs" / "environment.md"]
+    before = [page.read_text() for page in pages]
     done = run(checkout, [*commands()[0], "--package", "acme_patches"])
     assert done.returncode == 0, done.stderr
     checkout.file = checkout.folder / "acme_patches" / "standin" / "count_off_by_one.py"
@@ -149,4 +151,4 @@ def test_a_package_of_ones_own_needs_nothing_of_this_checkout(checkout):
     done = run(checkout, ["check", f"acme_patches/{ID}"])
     assert done.returncode == 0, done.stdout
     assert 'opt_out="ACME_PATCHES_DISABLE_COUNT_OFF_BY_ONE"' in checkout.file.read_text()
-    assert (checkout.folder / "README.md").read_text() == before
+    assert [page.read_text() for page in pages] == before

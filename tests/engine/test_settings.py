@@ -201,9 +201,9 @@ def test_problems_are_logged_and_nothing_is_applied_under_strict(sandbox, caplog
     assert "NRL_PATCHES_DISABLE: expected the id of a patch" in caplog.text
 
 
-def test_readme_documents_every_variable_and_no_other():
-    readme = (ROOT / "README.md").read_text()
-    rows = dict(re.findall(r"^\| `(NRL_[A-Z0-9_]+)` \| (.+) \|$", readme, re.MULTILINE))
+def test_the_page_of_the_environment_documents_every_variable_and_no_other():
+    page = (ROOT / "nrl_patches" / "docs" / "environment.md").read_text()
+    rows = dict(re.findall(r"^\| `(NRL_[A-Z0-9_]+)` \| (.+) \|$", page, re.MULTILINE))
     owners = {p.opt_out: [q.id for q in REGISTRY if q.opt_out == p.opt_out] for p in REGISTRY}
     expected = {name: f"`1` switches off {' and '.join(f'`{i}`' for i in ids)}." for name, ids in owners.items()}
     assert rows == dict(VARIABLES) | expected

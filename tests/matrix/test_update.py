@@ -11,11 +11,13 @@ from package_copy import OFF_BY_ONE, RIGHT
 
 import nrl_patches
 from nrl_patches.engine.affected import Affected
-from nrl_patches.engine.registry import load
+from nrl_patches.engine.registry import load, load_defects
 from nrl_patches.matrix import update
+from nrl_patches.matrix.evidence import COMMITTED, Evidence
 from nrl_patches.matrix.fingerprint import fingerprint
 
 PATCHES = load().patches
+DEFECT = "vllm.v1_switch"
 
 
 @pytest.fixture
@@ -74,6 +76,18 @@ def test_the_range_of_every_patch_file_can_be_replaced_and_nothing_else_changes(
     assert set(kept) - set(made.splitlines()) <= {line for line in kept if "affected=" in line}
     assert len(made.splitlines()) >= len(source.splitlines())
     assert all(len(line) <= 120 for line in made.splitlines())
+
+
+def test_patches_and_known_defects_have_their_rows_in_different_files(tmp_path):
+    declared = {"README.md": next(iter(PATCHES.values())), "nrl_patches/docs/limits.md": load_defects()[0][DEFECT]}
+    for name, subject in declared.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(f"| `{subject.id}` | what goes wrong | see `affected` |\n")
+    evidence = Evidence.read(COMMITTED)
+    update.write_tables(declared.values(), evidence, tmp_path)
+    for name, subject in declared.items():
+        row = f"| `{subject.id}` | what goes wrong | {update.in_words(subject, evidence)} |\n"
+        assert (tmp_path / name).read_text() == row
 
 
 def test_this_is_a_checkout():

@@ -16,10 +16,9 @@ from nrl_patches.audit.bump import bump, pairs_of
 from nrl_patches.audit.pins import Pins, installed_pins, read_pins
 from nrl_patches.audit.reports import FORMATS, Audit, as_text, attention
 from nrl_patches.audit.scan import scan
+from nrl_patches.cli.ids import ANY_ID, every_defect
 from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, write_report
 from nrl_patches.declaration import Defect, Patch
-from nrl_patches.engine.activation import default_activation
-from nrl_patches.engine.registry import load_defects
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age
 from nrl_patches.matrix.plan import Task
@@ -50,7 +49,7 @@ def _requirements(_ctx: click.Context, _param: click.Parameter, values: Sequence
 @click.option("--to", "new", type=_FILE, metavar="NEW", help="With --from; see there.")
 @click.option("--measure", is_flag=True, help="Measure here what nobody has measured; see `nrl-patches matrix`.")
 @click.option("--scan", "tree", type=click.Path(path_type=Path, exists=True), help="Look for workarounds in a tree.")
-@click.option("--ignore", "ignored", multiple=True, metavar="ID", help="Leave out this defect; several are allowed.")
+@click.option("--ignore", "ignored", multiple=True, metavar="ID", type=ANY_ID, help="Leave out; several are allowed.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="May be given several times."
@@ -88,11 +87,7 @@ def audit(  # noqa: PLR0913 - one parameter per option
         raise click.UsageError("more --output than --format")
     places = [*outputs, *["-"] * (len(chosen) - len(outputs))]
     check_places([(place, "--output") for place in places if place != "-"])
-    patches: list[Defect] = [*default_activation().registry, *load_defects()[0].values()]
-    unknown = set(ignored) - {patch.id for patch in patches}
-    if unknown:
-        raise click.BadParameter(f"no such id: {', '.join(sorted(unknown))}", param_hint="--ignore")
-    patches = [patch for patch in patches if patch.id not in ignored]
+    patches = [patch for patch in every_defect().values() if patch.id not in ignored]
     try:
         found = _audit(patches, files, changes, (old, new), tree, folder if measure else None)
     except ValueError as problem:

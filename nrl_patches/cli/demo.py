@@ -13,6 +13,7 @@ from pathlib import Path
 import click
 
 import nrl_patches
+from nrl_patches.cli.ids import PATCH_ID
 from nrl_patches.cli.options import SECONDS, CannotSayError
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
@@ -28,7 +29,7 @@ _MOST = 3
 
 
 @click.command()
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.argument("ids", nargs=-1, metavar="[ID]...", type=PATCH_ID)
 @click.option("--install", "requirements", multiple=True, metavar="REQUIREMENT", help="Into a throw-away environment.")
 @click.option(
     "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each process; two for each defect."

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import nrl_patches
-from nrl_patches.cli.options import find_known
+from nrl_patches.cli.ids import ANY_ID, every_defect
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.decision import decide
@@ -29,7 +29,7 @@ def list_patches() -> None:
 
 
 @click.command()
-@click.argument("patch_id", metavar="ID")
+@click.argument("patch_id", metavar="ID", type=ANY_ID)
 def explain(patch_id: str) -> None:
     """Print what a defect is, where, whether it is repaired, and how to switch that off."""
     from nrl_patches.matrix.compare import judge  # noqa: PLC0415 - `list` needs nothing of the matrix
@@ -38,7 +38,7 @@ def explain(patch_id: str) -> None:
 
     evidence = Evidence.released()
     window = {n: f"{n} {v[0]} to {v[-1]}" for n, v in measured_releases(evidence).items()}
-    patch = find_known(patch_id)
+    patch = every_defect()[patch_id]
     rows = {
         "affected": patch.affected.spelled_out(),
         "measured": judge(patch, evidence).seen,

@@ -8,6 +8,7 @@ import click
 
 from nrl_patches.authoring.check import check_patch
 from nrl_patches.authoring.new import plan, write
+from nrl_patches.cli.ids import PATCH_ID
 from nrl_patches.cli.options import SECONDS
 from nrl_patches.tripwires.run import TIMEOUT
 
@@ -39,7 +40,7 @@ def new(*, name: str, target: str, upstream: str, affected: str, package: str) -
 
 
 @click.command()
-@click.argument("patch_id", metavar="ID")
+@click.argument("patch_id", metavar="ID", type=PATCH_ID)
 @click.option("--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each process.")
 def check(*, patch_id: str, timeout: float) -> None:
     """Check a patch on the installed release: its file, its probe, its fix, apply and undo; explain what is wrong.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
 import stat
@@ -13,9 +12,6 @@ from typing import TYPE_CHECKING
 
 import click
 
-from nrl_patches.declaration import Defect
-from nrl_patches.engine.activation import default_activation
-from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem
 
 __all__ = [
@@ -24,8 +20,6 @@ __all__ = [
     "CannotSayError",
     "check_folder",
     "check_places",
-    "every_known",
-    "find_known",
     "read_seconds",
     "write_report",
 ]
@@ -77,35 +71,6 @@ class _Seconds(_SecondsType):
 
 SECONDS = _Seconds()
 """The type of an option that takes a number of seconds."""
-
-
-def find_known(defect_id: str) -> Defect:
-    """Return the patch, or the defect without one, with an id that the user has typed.
-
-    Args:
-        defect_id: The id.
-
-    Returns:
-        The declaration: a :class:`~nrl_patches.declaration.Patch` where there is one.
-
-    Raises:
-        click.BadParameter: There is no such defect.
-    """
-    registry = default_activation().registry
-    known = {**load_defects()[0], **registry.patches}
-    if defect_id in registry.retired:
-        raise click.BadParameter(f"{defect_id} is retired: {registry.retired[defect_id]}", param_hint="ID")
-    if defect_id not in known:
-        close = difflib.get_close_matches(defect_id, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        message = f"{defect_id!r} is not the id of a patch{hint}; `nrl-patches list` shows every id"
-        raise click.BadParameter(message, param_hint="ID")
-    return known[defect_id]
-
-
-def every_known() -> list[Defect]:
-    """Return all patches, and after them the defects without one whose range was measured by a probe."""
-    return [*default_activation().registry, *(defect for defect in load_defects()[0].values() if defect.has_probe)]
 
 
 def check_places(places: Sequence[tuple[str, str]]) -> None:

@@ -10,7 +10,8 @@ import traceback
 import click
 
 import nrl_patches
-from nrl_patches.cli.options import CannotSayError, find_known
+from nrl_patches.cli.ids import PROBED_ID, every_defect
+from nrl_patches.cli.options import CannotSayError
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.errors import Problem
 from nrl_patches.tripwires.run import missing_for
@@ -19,7 +20,7 @@ __all__ = ["probe"]
 
 
 @click.command()
-@click.argument("patch_id", metavar="ID")
+@click.argument("patch_id", metavar="ID", type=PROBED_ID)
 @click.option("--report-fd", type=int, help="Write the object to this file descriptor instead of stdout.")
 def probe(patch_id: str, report_fd: int | None) -> None:
     """Run the probe of a patch in this environment, with the patch switched on or off by environment variables.
@@ -29,7 +30,7 @@ def probe(patch_id: str, report_fd: int | None) -> None:
     Exits with 0 if the defect is absent, 1 if it is present, 2 on a usage error, and 3 if there is no answer: a
     distribution that the patch is about is not installed, or the probe raised.
     """
-    patch = find_known(patch_id)
+    patch = every_defect()[patch_id]
     found = {name: find_installed(name) for name in patch.affected.distributions}
     if not patch.has_probe:
         step = f"`nrl-patches explain {patch.id}`"

@@ -8,7 +8,8 @@ from collections.abc import Sequence
 
 import click
 
-from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, every_known, find_known, write_report
+from nrl_patches.cli.ids import PROBED_ID, every_defect, every_known
+from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, write_report
 from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.tripwires.reports import FORMATS, failing
@@ -18,7 +19,7 @@ __all__ = ["tripwires"]
 
 
 @click.command()
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.argument("ids", nargs=-1, metavar="[ID]...", type=PROBED_ID)
 @click.option(
     "--allow",
     "allowed",
@@ -53,7 +54,8 @@ def tripwires(
     summary = os.environ.get("GITHUB_STEP_SUMMARY", "") if "github" in chosen else ""
     check_places([(place, "--output") for place in places if place != "-"])
     check_places([(summary, "GITHUB_STEP_SUMMARY")] if summary else [])
-    patches = [find_known(patch_id) for patch_id in ids] or every_known()
+    known = every_defect()
+    patches = [known[patch_id] for patch_id in ids] or every_known()
     found = _run(patches, timeout)
     verdicts = {Verdict(name) for name in allowed}
     written = True

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,10 +13,10 @@ from packaging.requirements import InvalidRequirement, Requirement
 from nrl_patches.audit.answers import Hit, answer, environment_of
 from nrl_patches.audit.bump import bump, pairs_of
 from nrl_patches.audit.pins import Pins, installed_pins, read_pins
-from nrl_patches.audit.reports import FORMATS, Audit, as_text, attention
+from nrl_patches.audit.reports import FORMATS, Audit, as_tables, as_text, attention
 from nrl_patches.audit.scan import scan
 from nrl_patches.cli.ids import ANY_ID, every_defect
-from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, write_report
+from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, columns, drawn, on_terminal, write_report
 from nrl_patches.declaration import Defect, Patch
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age
@@ -55,6 +54,7 @@ def _requirements(_ctx: click.Context, _param: click.Parameter, values: Sequence
     "--format", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="May be given several times."
 )
 @click.option("--output", "outputs", multiple=True, help="A file for the --format in the same place; - is stdout.")
+@click.option("--all", "everything", is_flag=True, help="Show every row on a terminal.")
 @click.option("--folder", default=_FOLDER, show_default=True, type=click.Path(path_type=Path), help="Of --measure.")
 def audit(  # noqa: PLR0913 - one parameter per option
     *,
@@ -68,6 +68,7 @@ def audit(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
     formats: tuple[str, ...],
     outputs: tuple[str, ...],
+    everything: bool,
     folder: Path,
 ) -> None:
     """Say which known defects hit a set of pins, which of them are repaired, and what nobody has measured.
@@ -94,14 +95,14 @@ def audit(  # noqa: PLR0913 - one parameter per option
         raise CannotSayError(str(problem)) from problem
     written = True
     for place, name in zip(places, chosen, strict=True):
-        text = _on_terminal(found) if name == "text" and place == "-" else FORMATS[name](found)
-        written &= write_report(text, place)
+        written &= write_report(_report(found, name, place, everything=everything), place)
     sys.exit(int(attention(found)) if written else NO_VERDICT)
 
 
-def _on_terminal(found: Audit) -> str:
-    terminal = sys.stdout.isatty()
-    return as_text(found, shutil.get_terminal_size((120, 24)).columns, color=terminal)
+def _report(found: Audit, name: str, place: str, *, everything: bool) -> str:
+    if name != "text" or place != "-":
+        return FORMATS[name](found)
+    return drawn(as_tables(found, everything=everything)) if on_terminal() else as_text(found, columns())
 
 
 def _audit(

@@ -9,12 +9,13 @@ import tempfile
 import venv
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import nrl_patches
 from nrl_patches.cli.ids import PATCH_ID
-from nrl_patches.cli.options import SECONDS, CannotSayError
+from nrl_patches.cli.options import SECONDS, CannotSayError, show
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer
@@ -22,6 +23,9 @@ from nrl_patches.engine.decision import decide
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.errors import Problem
 from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
+
+if TYPE_CHECKING:
+    from rich.text import Text
 
 __all__ = ["demo"]
 
@@ -70,8 +74,9 @@ def _varied(patches: Sequence[Patch]) -> list[Patch]:
 
 
 def _show(rows: Sequence[tuple[Patch, Side, Side]]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - what cannot be shown needs none
-    from rich.table import Table  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415 - what cannot be shown needs none
+
+    from nrl_patches.tables import text  # noqa: PLC0415
 
     table = Table(title="What is wrong here, and what the patches make of it", title_justify="left", show_lines=True)
     table.add_column("defect", ratio=3)
@@ -79,17 +84,19 @@ def _show(rows: Sequence[tuple[Patch, Side, Side]]) -> None:
     table.add_column("with it", ratio=2)
     for patch, off, on in rows:
         releases = ", ".join(str(find_installed(name)) for name in patch.affected.distributions)
-        table.add_row(f"{patch.title}\n[dim]{patch.id}, {releases}[/]", _cell(off, good=False), _cell(on, good=True))
-    Console(file=sys.stdout).print(table)
+        what = text(f"{patch.title}\n").append_text(text(f"{patch.id}, {releases}", "dim"))
+        table.add_row(what, _cell(off, good=False), _cell(on, good=True))
+    show([table])
 
 
-def _cell(side: Side, *, good: bool) -> str:
+def _cell(side: Side, *, good: bool) -> Text:
+    from nrl_patches.tables import text  # noqa: PLC0415 - as above
+
     if side.present is None:
-        return "[yellow]no answer[/]"
-    color = "green" if not side.present else "red"
+        return text("no answer", "magenta")
     word = "right" if not side.present else "still wrong" if good else "wrong"
-    values = (f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())
-    return "\n".join([f"[{color}]{word}[/]", *values])
+    values = (f"\n{n} {v:.3g}" if isinstance(v, float) else f"\n{n} {v}" for n, v in side.evidence.items())
+    return text(word, "bold red" if side.present else "bold green").append_text(text("".join(values)))
 
 
 def _elsewhere(ids: Sequence[str], requirements: Sequence[str], timeout: float) -> int:

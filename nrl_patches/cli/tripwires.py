@@ -9,10 +9,10 @@ from collections.abc import Sequence
 import click
 
 from nrl_patches.cli.ids import PROBED_ID, every_defect, every_known
-from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, write_report
+from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, drawn, on_terminal, write_report
 from nrl_patches.declaration import Defect
 from nrl_patches.engine.activation import default_activation
-from nrl_patches.tripwires.reports import FORMATS, failing
+from nrl_patches.tripwires.reports import FORMATS, as_tables, failing
 from nrl_patches.tripwires.run import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
 
 __all__ = ["tripwires"]
@@ -35,11 +35,18 @@ __all__ = ["tripwires"]
     help="May be given several times; each goes to the --output in the same place, the rest to stdout.",
 )
 @click.option("--output", "outputs", multiple=True, help="A file; - is stdout.")
+@click.option("--all", "everything", is_flag=True, help="Show every row on a terminal; elsewhere all are printed.")
 @click.option(
     "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire."
 )
 def tripwires(
-    ids: tuple[str, ...], allowed: tuple[str, ...], formats: tuple[str, ...], outputs: tuple[str, ...], timeout: float
+    *,
+    ids: tuple[str, ...],
+    allowed: tuple[str, ...],
+    formats: tuple[str, ...],
+    outputs: tuple[str, ...],
+    everything: bool,
+    timeout: float,
 ) -> None:
     """Run the probes without and with their patches, and say which patches are needed, obsolete or broken.
 
@@ -60,7 +67,9 @@ def tripwires(
     verdicts = {Verdict(name) for name in allowed}
     written = True
     for place, name in zip(places, chosen, strict=True):
-        written &= write_report(FORMATS[name](found, verdicts), place)
+        tables = name == "text" and place == "-" and on_terminal()
+        text = drawn(as_tables(found, verdicts, everything=everything)) if tables else FORMATS[name](found, verdicts)
+        written &= write_report(text, place)
     if summary:
         written &= write_report(FORMATS["markdown"](found, verdicts), summary, append=True)
     if not written:

@@ -6,6 +6,7 @@ Imports rich, so it is imported where a table is shown and nowhere else.
 from __future__ import annotations
 
 import io
+import re
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -18,7 +19,7 @@ from rich.text import Text
 
 from nrl_patches.processes.inspection import printable
 
-__all__ = ["Ledger", "Line", "fold", "rank", "text", "text_of"]
+__all__ = ["WORDS", "Ledger", "Line", "fold", "rank", "text", "text_of"]
 
 _BAD, _WARN, _GOOD, _DONE, _FAINT = "bold red", "magenta", "green", "bold green", "dim"
 # Without yellow, white, blue and cyan, each of which is hard to read on either a light or a dark background.
@@ -56,8 +57,12 @@ _STYLES = {
     "not-installed": _FAINT,
     "not in the pins": _FAINT,
 }
-"""The style of every word that a first column has, the most important word first."""
+"""The style of every word that a column has, the most important word first."""
 
+WORDS = tuple(_STYLES)
+"""These words, in this order."""
+
+_END = re.compile(r"(?: |\x1b\[[0-9;]*m)+$")
 _GAP = 2
 _LEAST = 40
 """Columns that a sentence needs to be read in a column of its own."""
@@ -90,41 +95,40 @@ class Ledger:
     Args:
         lines: The rows.
         headings: Of the four columns: word, subject, short and detail.
+        least: How wide a column of details must be.
     """
 
-    def __init__(self, lines: Iterable[Line], headings: tuple[str, str, str, str]) -> None:
+    def __init__(self, lines: Iterable[Line], headings: tuple[str, str, str, str], least: int = _LEAST) -> None:
         self._lines = list(lines)
         self._headings = headings
+        self._least = least
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table for the width that there is, between empty lines; nothing if it has no row."""
         if not self._lines:
             return
-        word, subject, short, detail = self._headings
+        width, headings = options.max_width, self._headings
         words, subjects, shorts = (
-            max(len(name), *(len(getattr(line, field)) for line in self._lines)) + _GAP
-            for name, field in ((word, "word"), (subject, "subject"), (short, "short"))
+            max(len(heading), *(len(getattr(line, field)) for line in self._lines)) + _GAP
+            for heading, field in zip(headings, ("word", "subject", "short"), strict=False)
         )
-        room = options.max_width - words - shorts
-        wide = room - subjects >= _LEAST
+        words = min(words, width // 2)
+        shorts = shorts if headings[2] else 0
+        wide = width - words - subjects - shorts >= self._least
         if any(line.title for line in self._lines):
-            subjects = max(subjects, room // 2)
-        table = Table(
-            box=box.SIMPLE_HEAD,
-            show_edge=False,
-            pad_edge=False,
-            padding=(0, _GAP - 1, 0, 0),
-            expand=wide,
-            border_style=_FAINT,
-        )
-        table.add_column(word, overflow="fold", min_width=words - _GAP)
-        table.add_column(subject, overflow="fold", width=subjects - _GAP if wide else None)
-        if wide and short:
-            table.add_column(short, overflow="fold", min_width=shorts - _GAP)
+            subjects = max(subjects, (width - words - shorts) // 2)
+        # Every width is set here: where a word is longer than its column, rich's own choice may lose the end of it.
+        widths = [words - _GAP, width - words]
         if wide:
-            table.add_column(detail, overflow="fold", ratio=1)
+            widths = [words - _GAP, subjects - _GAP, shorts - _GAP, width - words - subjects - shorts]
+        table = Table(
+            box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), border_style=_FAINT
+        )
+        for heading, column in zip(headings, widths, strict=False):
+            if column > 0:
+                table.add_column(heading, overflow="fold", width=column)
         for line in self._lines:
-            table.add_row(*(_in_columns(line, short=bool(short)) if wide else _stacked(line)))
+            table.add_row(*(_in_columns(line, short=bool(shorts)) if wide else _stacked(line)))
         yield ""
         yield table
         yield ""
@@ -136,7 +140,7 @@ def rank(word: str) -> int:
     Args:
         word: One of them; any other is the least important.
     """
-    return list(_STYLES).index(word) if word in _STYLES else len(_STYLES)
+    return WORDS.index(word) if word in WORDS else len(WORDS)
 
 
 def text(words: str, style: str = "") -> Text:
@@ -146,7 +150,7 @@ def text(words: str, style: str = "") -> Text:
         words: The words, from wherever they come.
         style: A style of rich.
     """
-    return Text(printable(words), style)
+    return Text(printable(words), style, overflow="fold")
 
 
 def fold(words: Iterable[str], names: Iterable[str] = ()) -> Text:
@@ -182,7 +186,9 @@ def text_of(parts: Iterable[RenderableType], width: int, *, color: bool) -> str:
     )
     for part in parts:
         console.print(part)
-    return "".join(f"{line.rstrip()}\n" for line in out.getvalue().splitlines())
+    # Without what only fills a row, which a narrower terminal would fold, and a copy would keep.
+    lines = (_END.sub(lambda end: end[0].replace(" ", ""), line) for line in out.getvalue().splitlines())
+    return "".join(f"{line}\n" for line in lines)
 
 
 def _in_columns(line: Line, *, short: bool) -> Iterator[RenderableType]:

@@ -25,6 +25,10 @@ SCHEMA_VERSION = 1
 """Of the JSON report; raised when a field changes its meaning or goes. See schemas/audit-1.json."""
 
 
+_PLACE = 80
+"""Columns for the name of a function with its module, which is not to be folded."""
+
+
 @dataclass(frozen=True)
 class Audit:
     """Everything that was asked for.
@@ -94,13 +98,13 @@ def as_tables(audit: Audit, *, everything: bool = False, brief: bool = True) -> 
             tables.Line(
                 str(change.effect),
                 change.id,
-                "\n".join(f"{how}: {place}" for place, how in change.moved.items()),
+                "\n".join(_moved(change)),
                 short=f"{change.new.hit}, {change.new.repair}",
             )
             for change in (changes if everything else _changed(changes))
         ]
         yield tables.text(_bump_title(old, new, changes), "bold")
-        yield tables.Ledger(lines, ("", "defect", "afterwards", "code that moved"))
+        yield tables.Ledger(lines, ("", "defect", "afterwards", "code that moved"), least=_PLACE)
     for found in audit.workarounds:
         yield tables.text(f"{found.file}:{found.line}: {found.kind}: {found.what}")
         yield tables.text(f"    {', '.join(found.ids)}{': ' * bool(found.ids)}{found.advice}")
@@ -231,6 +235,12 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
 def _changed(changes: Sequence[Change]) -> list[Change]:
     """What is worth a line: another answer, and code that moved where the defect hits."""
     return [c for c in changes if c.effect not in {Effect.NONE, Effect.STAYS} or (c.effect is Effect.STAYS and c.moved)]
+
+
+def _moved(change: Change) -> Iterator[str]:
+    for how in dict.fromkeys(change.moved.values()):
+        yield f"{how}:"
+        yield from (f"  {place}" for place, what in change.moved.items() if what == how)
 
 
 def _folded(rows: Sequence[Row]) -> Iterator[str]:

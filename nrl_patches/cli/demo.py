@@ -9,13 +9,12 @@ import tempfile
 import venv
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import click
 
 import nrl_patches
 from nrl_patches.cli.ids import PATCH_ID
-from nrl_patches.cli.options import SECONDS, CannotSayError, show
+from nrl_patches.cli.options import SECONDS, CannotSayError, columns, show
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer
@@ -24,12 +23,11 @@ from nrl_patches.engine.distributions import find_installed
 from nrl_patches.errors import Problem
 from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
 
-if TYPE_CHECKING:
-    from rich.text import Text
-
 __all__ = ["demo"]
 
 _MOST = 3
+_BETWEEN = 6
+"""What lies between the three columns of the table."""
 
 
 @click.command()
@@ -58,9 +56,10 @@ def demo(*, ids: tuple[str, ...], requirements: tuple[str, ...], timeout: float)
         raise CannotSayError(str(Problem("nrl-patches demo", f"releases that need {what}", "none here", f"`{step}`")))
     rows = []
     for patch in chosen:
-        click.echo(f"{patch.title.rstrip('.')} …", err=True)
+        click.echo(f"{patch.id} …", err=True)
         off = run_side(patch.id, patched=False, timeout=timeout)
         rows.append((patch, off, run_side(patch.id, patched=True, timeout=timeout)))
+    click.echo(err=True)
     _show(rows)
     sys.exit(int(not all(off.present and on.present is False for _, off, on in rows)))
 
@@ -74,29 +73,40 @@ def _varied(patches: Sequence[Patch]) -> list[Patch]:
 
 
 def _show(rows: Sequence[tuple[Patch, Side, Side]]) -> None:
-    from rich.table import Table  # noqa: PLC0415 - what cannot be shown needs none
+    from rich import box  # noqa: PLC0415 - what cannot be shown needs none
+    from rich.console import Group  # noqa: PLC0415
+    from rich.table import Table  # noqa: PLC0415
 
     from nrl_patches.tables import text  # noqa: PLC0415
 
-    table = Table(title="What is wrong here, and what the patches make of it", title_justify="left", show_lines=True)
-    table.add_column("defect", ratio=3)
-    table.add_column("without nrl-patches", ratio=2)
-    table.add_column("with it", ratio=2)
-    for patch, off, on in rows:
+    headings = ("without nrl-patches", "with it")
+    cells = [[_cell(off, good=False), _cell(on, good=True)] for _, off, on in rows]
+    said = [max(len(words) for row in cells for words in (heading, *row[at])) for at, heading in enumerate(headings)]
+    widths = [min(width, columns() // 3) for width in said]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=True, border_style="dim")
+    table.add_column("defect", overflow="fold", width=max(8, columns() - sum(widths) - _BETWEEN))
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, overflow="fold", width=width)
+    for (patch, off, on), row in zip(rows, cells, strict=True):
         releases = ", ".join(str(find_installed(name)) for name in patch.affected.distributions)
-        what = text(f"{patch.title}\n").append_text(text(f"{patch.id}, {releases}", "dim"))
-        table.add_row(what, _cell(off, good=False), _cell(on, good=True))
-    show([table])
+        styles = (_style(off), _style(on))
+        told = (
+            Group(text(word, style), *map(text, values)) for (word, *values), style in zip(row, styles, strict=True)
+        )
+        table.add_row(Group(text(patch.title), text(f"{patch.id}, {releases}", "dim")), *told)
+    show([text("What is wrong here, and what the patches make of it", "bold"), "", table])
 
 
-def _cell(side: Side, *, good: bool) -> Text:
-    from nrl_patches.tables import text  # noqa: PLC0415 - as above
-
+def _cell(side: Side, *, good: bool) -> list[str]:
+    """What is shown of one side: a word, and the values that the probe measured."""
     if side.present is None:
-        return text("no answer", "magenta")
+        return ["no answer"]
     word = "right" if not side.present else "still wrong" if good else "wrong"
-    values = (f"\n{n} {v:.3g}" if isinstance(v, float) else f"\n{n} {v}" for n, v in side.evidence.items())
-    return text(word, "bold red" if side.present else "bold green").append_text(text("".join(values)))
+    return [word, *(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())]
+
+
+def _style(side: Side) -> str:
+    return "bold magenta" if side.present is None else "bold red" if side.present else "bold green"
 
 
 def _elsewhere(ids: Sequence[str], requirements: Sequence[str], timeout: float) -> int:

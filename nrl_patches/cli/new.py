@@ -9,7 +9,7 @@ import click
 from nrl_patches.authoring.check import check_patch
 from nrl_patches.authoring.new import plan, write
 from nrl_patches.cli.ids import PATCH_ID
-from nrl_patches.cli.options import SECONDS
+from nrl_patches.cli.options import SECONDS, in_color
 from nrl_patches.tripwires.run import TIMEOUT
 
 __all__ = ["check", "new"]
@@ -51,7 +51,7 @@ def check(*, patch_id: str, timeout: float) -> None:
     for step in check_patch(patch_id, timeout):
         good &= not step.problem
         word, color = ("FAILED", "red") if step.problem else ("ok", "green")
-        click.echo(f"{click.style(f'{word:<8}', fg=color)}{step.name}")
+        click.echo(f"{click.style(f'{word:<8}', fg=color)}{step.name}", color=in_color())
         if step.problem:
             click.echo(f"        found: {step.problem}")
         if step.problem and step.hint:

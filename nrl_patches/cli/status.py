@@ -93,9 +93,7 @@ def _process(process: Running, *, everything: bool) -> Iterator[RenderableType]:
     from nrl_patches import tables  # noqa: PLC0415 - as above
 
     for record in process.records:
-        # Its statuses are shown as a table, and all else as elsewhere.
-        told = dataclasses.replace(process, records=({**record, "statuses": []},))
-        yield tables.text(str(told))
+        yield tables.text(dataclasses.replace(process, records=(record,)).told(statuses=False))
         if record["statuses"]:
             yield from _table(record["statuses"], everything=everything)
         yield ""

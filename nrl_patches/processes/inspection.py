@@ -64,6 +64,14 @@ class Running:
 
     def __str__(self) -> str:
         """Return everything as readable lines."""
+        return self.told()
+
+    def told(self, *, statuses: bool = True) -> str:
+        """Return it as readable lines.
+
+        Args:
+            statuses: Whether the status of each patch is among them.
+        """
         lines = [f"process {self.pid} ({self.command})"]
         lines += [f"  {self.problem}"] if self.problem else []
         for record in self.records:
@@ -78,7 +86,7 @@ class Running:
             lines += [f"  {record['waits']}"] if record.get("waits") else []
             lines += [f"  {note}" for note in record.get("notes", ())]
             lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
-            for status in record["statuses"]:
+            for status in record["statuses"] if statuses else ():
                 lines.append(f"  {status['state']:<14}{status['id']}")
                 lines.append(f"  {'':14}{'; '.join((status['reason'], *status['notes']))}")
         return printable("\n".join(lines))

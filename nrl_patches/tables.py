@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console, ConsoleOptions, Group, RenderableType, RenderResult
 from rich.padding import Padding
 from rich.table import Table
@@ -109,18 +110,19 @@ class Ledger:
             return
         width, headings = options.max_width, self._headings
         words, subjects, shorts = (
-            max(len(heading), *(len(getattr(line, field)) for line in self._lines)) + _GAP
+            max(cell_len(heading), *(cell_len(getattr(line, field)) for line in self._lines)) + _GAP
             for heading, field in zip(headings, ("word", "subject", "short"), strict=False)
         )
         words = min(words, width // 2)
         shorts = shorts if headings[2] else 0
-        wide = width - words - subjects - shorts >= self._least
+        room = width - words - shorts
+        wide = room - subjects >= self._least
         if any(line.title for line in self._lines):
-            subjects = max(subjects, (width - words - shorts) // 2)
+            subjects = max(subjects, min(room // 2, room - self._least))
         # Every width is set here: where a word is longer than its column, rich's own choice may lose the end of it.
         widths = [words - _GAP, width - words]
         if wide:
-            widths = [words - _GAP, subjects - _GAP, shorts - _GAP, width - words - subjects - shorts]
+            widths = [words - _GAP, subjects - _GAP, shorts - _GAP, room - subjects]
         table = Table(
             box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, _GAP - 1, 0, 0), border_style=_FAINT
         )
@@ -196,20 +198,24 @@ def _in_columns(line: Line, *, short: bool) -> Iterator[RenderableType]:
     title = [text(line.title, _FAINT)] if line.title else []
     yield Group(_subject(line), *title)
     if short:
-        yield _word(line.short)
+        yield _short(line)
     yield text(line.detail, _shade(line))
 
 
 def _stacked(line: Line) -> Iterator[RenderableType]:
     yield _word(line.word)
     below = [text(line.title, _FAINT)] if line.title else []
-    beside = [part for part in (_word(line.short), text(line.detail, _shade(line))) if part]
+    beside = [part for part in (_short(line), text(line.detail, _shade(line))) if part]
     below += [Text("; ").join(beside)] if beside else []
     yield Group(_subject(line), *(Padding(part, (0, 0, 0, _GAP)) for part in below))
 
 
 def _word(word: str) -> Text:
     return text(word, _STYLES.get(word, ""))
+
+
+def _short(line: Line) -> Text:
+    return text(line.short, _STYLES.get(line.short) or _shade(line))
 
 
 def _subject(line: Line) -> Text:

@@ -108,7 +108,8 @@ def as_tables(audit: Audit, *, everything: bool = False, brief: bool = True) -> 
     for found in audit.workarounds:
         yield tables.text(f"{found.file}:{found.line}: {found.kind}: {found.what}")
         yield tables.text(f"    {', '.join(found.ids)}{': ' * bool(found.ids)}{found.advice}")
-    yield from map(tables.text, (*audit.problems, audit.evidence))
+    yield from map(tables.text, audit.problems)
+    yield tables.text(audit.evidence, "dim")
 
 
 def as_json(audit: Audit) -> str:

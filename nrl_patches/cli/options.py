@@ -129,7 +129,8 @@ def check_folder(folder: Path) -> None:
 
 def on_terminal() -> bool:
     """Return whether stdout is read by people, who get tables: it is a terminal, or ``FORCE_COLOR`` says so."""
-    return os.environ.get("FORCE_COLOR", "") not in {"", "0"} or sys.stdout.isatty()
+    forced = os.environ.get("FORCE_COLOR", "") not in {"", "0"}
+    return forced or (sys.stdout is not None and sys.stdout.isatty())
 
 
 def show(parts: Iterable[RenderableType]) -> None:

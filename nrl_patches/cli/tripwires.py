@@ -86,7 +86,9 @@ def _run(patches: Sequence[Defect], timeout: float) -> list[Tripwire]:
     if sys.stderr.isatty():
         label = click.style("tripwires", bold=True)
         with click.progressbar(length=len(patches), label=label, file=sys.stderr, show_pos=True) as bar:
-            return run_tripwires(patches, timeout=timeout, done=lambda _: bar.update(1))
+            found = run_tripwires(patches, timeout=timeout, done=lambda _: bar.update(1))
+        click.echo(err=True)
+        return found
     return run_tripwires(
         patches, timeout=timeout, done=lambda t: click.echo(f"{t.id}: {t.verdict} ({t.seconds:.1f} s)", err=True)
     )

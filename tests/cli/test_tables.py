@@ -129,6 +129,14 @@ class TestCommands:
     def test_a_terminal_without_colours_has_the_same_table(self, copy, environ):
         assert on_terminal(copy, "status", **environ) == (0, plain(on_terminal(copy, "status")[1]))
 
+    @pytest.mark.parametrize(
+        "args", [("probe", EARLY), ("check", EARLY), ("list",), ("audit",)], ids=lambda args: args[0]
+    )
+    def test_no_command_colours_what_no_color_forbids(self, copy, args):
+        (code, printed), plainly = on_terminal(copy, *args), on_terminal(copy, *args, NO_COLOR="1")
+        assert ESCAPE in printed
+        assert plainly == (code, plain(printed))
+
     def test_columns_overrule_the_terminal(self, copy):
         assert on_terminal(copy, "status", COLUMNS="140") == on_terminal(copy, "status", columns=140)
 

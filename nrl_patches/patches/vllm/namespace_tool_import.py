@@ -1,8 +1,8 @@
 """vLLM allows openai 2.0 and imports a name that openai has since 2.25.
 
 Problem: vllm/tool_parsers/utils.py imports `NamespaceTool` from `openai.types.responses`, and the releases up to 0.29
-    require `openai>=2.0.0`. With openai 2.0 to 2.24 the module raises ImportError, and with it the tool parsers and the
-    server. It is the only name of openai that such a release lacks.
+    require `openai>=2.0.0`. With openai 2.0 to 2.24 the module raises ImportError, and with it `from vllm import LLM`.
+    It is the only name of openai that such a release lacks.
 Hit by: environments that hold openai back, as NeMo RL's do: NeMo Gym pins `openai<=2.7.2`.
 Fix: where openai has no such class, the name is a class without instances. It is used by `isinstance` only, and no
     client of that age can send such a tool. With openai 2.25 and newer, everything is as it was.

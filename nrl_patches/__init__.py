@@ -12,7 +12,9 @@ from nrl_patches import front_door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from nrl_patches.declaration import Defect, Observation, Patch
+    from nrl_patches.declaration import Patch
+    from nrl_patches.defect import Defect, Observation
+    from nrl_patches.edits import Edit
     from nrl_patches.engine.activation import Activation
     from nrl_patches.engine.status import State, Status
     from nrl_patches.errors import (
@@ -37,6 +39,7 @@ __all__ = [
     "DeclarationError",
     "Defect",
     "DriftedError",
+    "Edit",
     "FailedError",
     "Observation",
     "Patch",
@@ -59,8 +62,9 @@ __all__ = [
 __version__ = "0.1.0"
 
 _HOMES = {
-    "Defect": "declaration",
-    "Observation": "declaration",
+    "Defect": "defect",
+    "Edit": "edits",
+    "Observation": "defect",
     "Patch": "declaration",
     "State": "engine.status",
     "Status": "engine.status",

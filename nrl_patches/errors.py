@@ -8,6 +8,7 @@ __all__ = [
     "DeclarationError",
     "DriftedError",
     "FailedError",
+    "MismatchError",
     "PatchError",
     "Problem",
     "RequiredPatchError",
@@ -51,6 +52,20 @@ class UndoError(PatchError):
 
 class UnmeasuredError(PatchError):
     """Nobody has measured whether this release has the defect (raised under strict mode only)."""
+
+
+class MismatchError(Exception):
+    """The target is not what the fix was written for; users see it as a :class:`DriftedError`.
+
+    Attributes:
+        expected: What the fix needs, as a phrase.
+        found: What is there, as a phrase.
+    """
+
+    def __init__(self, expected: str, found: str) -> None:
+        super().__init__(f"expected {expected}; found {found}")
+        self.expected = expected
+        self.found = found
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,13 @@
+import os
 from pathlib import Path
 
 import pytest
 from standins import COUNT, Sandbox
 
 from nrl_patches.engine.import_hooks import withdraw
+
+# The commands would print what is for a terminal into the pipes of the tests.
+os.environ.pop("FORCE_COLOR", None)
 
 HERE = Path(__file__).parent
 SLOW = {

@@ -124,6 +124,7 @@ def on(environment):
     from ways.structure import structure
 
     import nrl_patches
+    from nrl_patches.engine.module_bodies import is_rewritten
     from nrl_patches.engine.targets import MARK
 
     registry = registry_with_targets()
@@ -137,6 +138,7 @@ def on(environment):
         patch = registry.patches[patch_id]
         marks = [getattr(getattr(raw, "__func__", raw), MARK, None) for raw in held(patch)]
         marked = any(mark is not None and patch_id in mark.ids for mark in marks)
+        marked |= any(is_rewritten(patch_id, fix) for fix in patch.fixes if not fix.qualname)
         applied = status.state == "applied"
         report[patch_id] |= {
             "state": status.state,
@@ -162,7 +164,7 @@ def went(name, options, names=None):
 
 def held(patch):
     """What the namespaces of the targets hold, by identity."""
-    return [held_at(fix) for fix in patch.fixes]
+    return [held_at(fix) for fix in patch.fixes if fix.qualname]
 
 
 def held_at(fix):

@@ -44,6 +44,7 @@ ENVIRONMENTS = (
     "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
     "vllm==0.10.2",
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
+    "vllm==0.27.1",  # the last whose executor takes the port that it promised
     "vllm==0.33.0",
 )
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""

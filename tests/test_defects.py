@@ -90,7 +90,7 @@ def test_audit_says_that_it_is_not_repaired_and_can_leave_it_out(copy):
 
 
 def test_the_probe_runs_by_itself_and_nothing_is_applied(copy):
-    done = command(copy, "probe", ID)
+    done = command(copy, "probe", ID, "--json")
     assert done.returncode == 1
     assert '"present": true' in done.stdout
     assert ID not in command(copy, "status").stdout

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from packaging.version import Version
 
 from nrl_patches.audit.pins import Pins
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import import_package

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from nrl_patches.audit.answers import Hit, Repair, Row, answer
 from nrl_patches.audit.pins import Pins
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.decision import places_of
 from nrl_patches.engine.upstream_code import ABSENT
 from nrl_patches.matrix.evidence import Evidence

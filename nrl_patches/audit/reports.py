@@ -4,25 +4,29 @@ from __future__ import annotations
 
 import dataclasses
 import datetime as dt
-import io
 import json
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from nrl_patches import __version__
 from nrl_patches.audit.answers import Hit, Repair, Row, needs_attention
 from nrl_patches.audit.bump import Change, Effect
 from nrl_patches.audit.pins import Pins
 from nrl_patches.audit.scan import Found
+from nrl_patches.engine.affected import missing_in
 
-__all__ = ["FORMATS", "SCHEMA_VERSION", "Audit", "attention"]
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["FORMATS", "SCHEMA_VERSION", "Audit", "as_tables", "as_text", "attention"]
 
 SCHEMA_VERSION = 1
 """Of the JSON report; raised when a field changes its meaning or goes. See schemas/audit-1.json."""
 
-_STYLES = {Hit.YES: "red", Hit.UNMEASURED: "yellow", Hit.NO: "green", Hit.ABSENT: "dim"}
+
+_PLACE = 80
+"""Columns for the name of a function with its module, which is not to be folded."""
 
 
 @dataclass(frozen=True)
@@ -55,58 +59,57 @@ def attention(audit: Audit) -> bool:
     return any(map(needs_attention, rows))
 
 
-def as_text(audit: Audit, width: int | None = None, *, color: bool = False) -> str:
-    """Return tables for a terminal: what hits, and the rest in a line.
+def as_text(audit: Audit, width: int = 100) -> str:
+    """Return tables without colours: what hits, and the rest in a line.
 
     Args:
         audit: What was asked for.
-        width: Columns of the terminal; 100 if None.
-        color: Whether it shows colours; the variable ``NO_COLOR`` overrules that.
+        width: Columns to fold them to.
     """
-    from rich.console import Console  # noqa: PLC0415 - JSON does without
-    from rich.table import Table  # noqa: PLC0415
+    from nrl_patches.tables import text_of  # noqa: PLC0415 - the other formats do without rich
 
-    out = io.StringIO()
-    plain = not color or bool(os.environ.get("NO_COLOR"))
-    console = Console(
-        file=out, width=width or 100, no_color=plain, force_terminal=not plain, highlight=False, soft_wrap=False
-    )
+    return text_of(as_tables(audit, brief=False), width, color=False)
+
+
+def as_tables(audit: Audit, *, everything: bool = False, brief: bool = True) -> Iterator[RenderableType]:
+    """Yield the same for a terminal.
+
+    Args:
+        audit: What was asked for.
+        everything: Whether what does not hit has rows too, rather than a line.
+        brief: Whether that line counts them, rather than listing the ids.
+    """
+    from nrl_patches import tables  # noqa: PLC0415 - as above
+
     for pins, rows in audit.environments:
-        table = Table(
-            title=_title(pins, rows), title_justify="left", title_style="bold", box=None, padding=(0, 2, 0, 0)
-        )
-        for column in ("", "defect", "repair", "why"):
-            table.add_column(column, overflow="fold")
-        for row in _shown(rows):
-            table.add_row(
-                f"[{_STYLES[row.hit]}]{row.hit}[/]", f"{row.id}\n[dim]{row.title}[/]", str(row.repair), row.reason
-            )
-        console.print(table if table.row_count else f"[bold]{_title(pins, rows)}[/]")
-        for line in (*_folded(rows), *pins.remarks):
-            console.print(f"[dim]{line}[/]", markup=True)
-        console.print()
+        yield tables.text(_title(pins, rows), "bold")
+        shown = rows if everything else _shown(rows)
+        lines = [tables.Line(str(r.hit), r.id, r.reason, title=r.title, short=str(r.repair)) for r in shown]
+        yield tables.Ledger(lines, ("", "defect", "repair", "why"))
+        folded = [row for row in rows if row not in shown]
+        if brief and folded:
+            absent = [name for row in folded if row.hit is Hit.ABSENT for name in missing_in(row.reason)]
+            yield tables.fold((str(row.hit) for row in folded), absent)
+        for line in (*(() if brief else _folded(folded)), *pins.remarks):
+            yield tables.text(line, "dim")
+        yield ""
     for old, new, changes in audit.bumps:
-        table = Table(
-            title=_bump_title(old, new, changes),
-            title_justify="left",
-            title_style="bold",
-            box=None,
-            padding=(0, 2, 0, 0),
-        )
-        for column in ("", "defect", "afterwards", "code that moved"):
-            table.add_column(column, overflow="fold")
-        for change in _changed(changes):
-            moved = "\n".join(f"{how}: {place}" for place, how in change.moved.items())
-            table.add_row(str(change.effect), change.id, f"{change.new.hit}, {change.new.repair}", moved)
-        console.print(table if table.row_count else f"[bold]{_bump_title(old, new, changes)}[/]")
-        console.print()
+        lines = [
+            tables.Line(
+                str(change.effect),
+                change.id,
+                "\n".join(_moved(change)),
+                short=f"{change.new.hit}, {change.new.repair}",
+            )
+            for change in (changes if everything else _changed(changes))
+        ]
+        yield tables.text(_bump_title(old, new, changes), "bold")
+        yield tables.Ledger(lines, ("", "defect", "afterwards", "code that moved"), least=_PLACE)
     for found in audit.workarounds:
-        console.print(f"{found.file}:{found.line}: {found.kind}: {found.what}", markup=False)
-        console.print(f"    {', '.join(found.ids)}{': ' * bool(found.ids)}{found.advice}", markup=False)
-    for problem in audit.problems:
-        console.print(problem, markup=False)
-    console.print(audit.evidence, markup=False)
-    return "\n".join(line.rstrip() for line in out.getvalue().splitlines()) + "\n"
+        yield tables.text(f"{found.file}:{found.line}: {found.kind}: {found.what}")
+        yield tables.text(f"    {', '.join(found.ids)}{': ' * bool(found.ids)}{found.advice}")
+    yield from map(tables.text, audit.problems)
+    yield tables.text(audit.evidence, "dim")
 
 
 def as_json(audit: Audit) -> str:
@@ -233,6 +236,12 @@ def _shown(rows: Sequence[Row]) -> list[Row]:
 def _changed(changes: Sequence[Change]) -> list[Change]:
     """What is worth a line: another answer, and code that moved where the defect hits."""
     return [c for c in changes if c.effect not in {Effect.NONE, Effect.STAYS} or (c.effect is Effect.STAYS and c.moved)]
+
+
+def _moved(change: Change) -> Iterator[str]:
+    for how in dict.fromkeys(change.moved.values()):
+        yield f"{how}:"
+        yield from (f"  {place}" for place, what in change.moved.items() if what == how)
 
 
 def _folded(rows: Sequence[Row]) -> Iterator[str]:

@@ -98,7 +98,7 @@ class _Scanner:
         self.dummy_load: list[Patch] = []
         for patch in patches:
             for fix in patch.fixes:
-                self.targets.setdefault(f"{fix.module}.{fix.qualname}", []).append(patch)
+                self.targets.setdefault(".".join(filter(None, (fix.module, fix.qualname))), []).append(patch)
                 path = fix.module.partition(".")[2].replace(".", "/")
                 if "/" in path:
                     _once(self.files.setdefault(f"{path}.py", []), patch)

@@ -152,7 +152,7 @@ def permutations(patch_id: str) -> list[tuple[str, str, str]]:
     patch = default_activation().registry.patches[patch_id]
     modules = {fix.module: importlib.import_module(fix.module) for fix in patch.fixes}
     found: list[tuple[str, str, str]] = []
-    for fix in patch.fixes:
+    for fix in (fix for fix in patch.fixes if fix.qualname):
         site = locate(modules[fix.module], fix)
         mark = mark_of(site.function)
         pristine = mark.pristine if mark else site.function

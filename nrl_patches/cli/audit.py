@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,12 +13,12 @@ from packaging.requirements import InvalidRequirement, Requirement
 from nrl_patches.audit.answers import Hit, answer, environment_of
 from nrl_patches.audit.bump import bump, pairs_of
 from nrl_patches.audit.pins import Pins, installed_pins, read_pins
-from nrl_patches.audit.reports import FORMATS, Audit, as_text, attention
+from nrl_patches.audit.reports import FORMATS, Audit, as_tables, as_text, attention
 from nrl_patches.audit.scan import scan
-from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, write_report
-from nrl_patches.declaration import Defect, Patch
-from nrl_patches.engine.activation import default_activation
-from nrl_patches.engine.registry import load_defects
+from nrl_patches.cli.ids import ANY_ID, every_defect
+from nrl_patches.cli.options import NO_VERDICT, CannotSayError, check_places, columns, drawn, on_terminal, write_report
+from nrl_patches.declaration import Patch
+from nrl_patches.defect import Defect
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age
 from nrl_patches.matrix.plan import Task
@@ -50,12 +49,13 @@ def _requirements(_ctx: click.Context, _param: click.Parameter, values: Sequence
 @click.option("--to", "new", type=_FILE, metavar="NEW", help="With --from; see there.")
 @click.option("--measure", is_flag=True, help="Measure here what nobody has measured; see `nrl-patches matrix`.")
 @click.option("--scan", "tree", type=click.Path(path_type=Path, exists=True), help="Look for workarounds in a tree.")
-@click.option("--ignore", "ignored", multiple=True, metavar="ID", help="Leave out this defect; several are allowed.")
+@click.option("--ignore", "ignored", multiple=True, metavar="ID", type=ANY_ID, help="Leave out; several are allowed.")
 @click.option("--json", "as_json", is_flag=True, help="The same as --format json.")
 @click.option(
     "--format", "formats", multiple=True, type=click.Choice(list(FORMATS)), help="May be given several times."
 )
 @click.option("--output", "outputs", multiple=True, help="A file for the --format in the same place; - is stdout.")
+@click.option("--all", "everything", is_flag=True, help="Show every row on a terminal.")
 @click.option("--folder", default=_FOLDER, show_default=True, type=click.Path(path_type=Path), help="Of --measure.")
 def audit(  # noqa: PLR0913 - one parameter per option
     *,
@@ -69,6 +69,7 @@ def audit(  # noqa: PLR0913 - one parameter per option
     as_json: bool,
     formats: tuple[str, ...],
     outputs: tuple[str, ...],
+    everything: bool,
     folder: Path,
 ) -> None:
     """Say which known defects hit a set of pins, which of them are repaired, and what nobody has measured.
@@ -88,25 +89,21 @@ def audit(  # noqa: PLR0913 - one parameter per option
         raise click.UsageError("more --output than --format")
     places = [*outputs, *["-"] * (len(chosen) - len(outputs))]
     check_places([(place, "--output") for place in places if place != "-"])
-    patches: list[Defect] = [*default_activation().registry, *load_defects()[0].values()]
-    unknown = set(ignored) - {patch.id for patch in patches}
-    if unknown:
-        raise click.BadParameter(f"no such id: {', '.join(sorted(unknown))}", param_hint="--ignore")
-    patches = [patch for patch in patches if patch.id not in ignored]
+    patches = [patch for patch in every_defect().values() if patch.id not in ignored]
     try:
         found = _audit(patches, files, changes, (old, new), tree, folder if measure else None)
     except ValueError as problem:
         raise CannotSayError(str(problem)) from problem
     written = True
     for place, name in zip(places, chosen, strict=True):
-        text = _on_terminal(found) if name == "text" and place == "-" else FORMATS[name](found)
-        written &= write_report(text, place)
+        written &= write_report(_report(found, name, place, everything=everything), place)
     sys.exit(int(attention(found)) if written else NO_VERDICT)
 
 
-def _on_terminal(found: Audit) -> str:
-    terminal = sys.stdout.isatty()
-    return as_text(found, shutil.get_terminal_size((120, 24)).columns, color=terminal)
+def _report(found: Audit, name: str, place: str, *, everything: bool) -> str:
+    if name != "text" or place != "-":
+        return FORMATS[name](found)
+    return drawn(as_tables(found, everything=everything)) if on_terminal() else as_text(found, columns())
 
 
 def _audit(

@@ -13,7 +13,8 @@ from pathlib import Path
 import click
 
 import nrl_patches
-from nrl_patches.cli.options import SECONDS, CannotSayError
+from nrl_patches.cli.ids import PATCH_ID
+from nrl_patches.cli.options import SECONDS, CannotSayError, columns, show
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer
@@ -25,10 +26,12 @@ from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
 __all__ = ["demo"]
 
 _MOST = 3
+_BETWEEN = 6
+"""What lies between the three columns of the table."""
 
 
 @click.command()
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.argument("ids", nargs=-1, metavar="[ID]...", type=PATCH_ID)
 @click.option("--install", "requirements", multiple=True, metavar="REQUIREMENT", help="Into a throw-away environment.")
 @click.option(
     "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each process; two for each defect."
@@ -53,9 +56,10 @@ def demo(*, ids: tuple[str, ...], requirements: tuple[str, ...], timeout: float)
         raise CannotSayError(str(Problem("nrl-patches demo", f"releases that need {what}", "none here", f"`{step}`")))
     rows = []
     for patch in chosen:
-        click.echo(f"{patch.title.rstrip('.')} …", err=True)
+        click.echo(f"{patch.id} …", err=True)
         off = run_side(patch.id, patched=False, timeout=timeout)
         rows.append((patch, off, run_side(patch.id, patched=True, timeout=timeout)))
+    click.echo(err=True)
     _show(rows)
     sys.exit(int(not all(off.present and on.present is False for _, off, on in rows)))
 
@@ -69,26 +73,40 @@ def _varied(patches: Sequence[Patch]) -> list[Patch]:
 
 
 def _show(rows: Sequence[tuple[Patch, Side, Side]]) -> None:
-    from rich.console import Console  # noqa: PLC0415 - what cannot be shown needs none
+    from rich import box  # noqa: PLC0415 - what cannot be shown needs none
+    from rich.console import Group  # noqa: PLC0415
     from rich.table import Table  # noqa: PLC0415
 
-    table = Table(title="What is wrong here, and what the patches make of it", title_justify="left", show_lines=True)
-    table.add_column("defect", ratio=3)
-    table.add_column("without nrl-patches", ratio=2)
-    table.add_column("with it", ratio=2)
-    for patch, off, on in rows:
+    from nrl_patches.tables import text  # noqa: PLC0415
+
+    headings = ("without nrl-patches", "with it")
+    cells = [[_cell(off, good=False), _cell(on, good=True)] for _, off, on in rows]
+    said = [max(len(words) for row in cells for words in (heading, *row[at])) for at, heading in enumerate(headings)]
+    widths = [min(width, columns() // 3) for width in said]
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, show_lines=True, border_style="dim")
+    table.add_column("defect", overflow="fold", width=max(8, columns() - sum(widths) - _BETWEEN))
+    for heading, width in zip(headings, widths, strict=True):
+        table.add_column(heading, overflow="fold", width=width)
+    for (patch, off, on), row in zip(rows, cells, strict=True):
         releases = ", ".join(str(find_installed(name)) for name in patch.affected.distributions)
-        table.add_row(f"{patch.title}\n[dim]{patch.id}, {releases}[/]", _cell(off, good=False), _cell(on, good=True))
-    Console(file=sys.stdout).print(table)
+        styles = (_style(off), _style(on))
+        told = (
+            Group(text(word, style), *map(text, values)) for (word, *values), style in zip(row, styles, strict=True)
+        )
+        table.add_row(Group(text(patch.title), text(f"{patch.id}, {releases}", "dim")), *told)
+    show([text("What is wrong here, and what the patches make of it", "bold"), "", table])
 
 
-def _cell(side: Side, *, good: bool) -> str:
+def _cell(side: Side, *, good: bool) -> list[str]:
+    """What is shown of one side: a word, and the values that the probe measured."""
     if side.present is None:
-        return "[yellow]no answer[/]"
-    color = "green" if not side.present else "red"
+        return ["no answer"]
     word = "right" if not side.present else "still wrong" if good else "wrong"
-    values = (f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())
-    return "\n".join([f"[{color}]{word}[/]", *values])
+    return [word, *(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())]
+
+
+def _style(side: Side) -> str:
+    return "bold magenta" if side.present is None else "bold red" if side.present else "bold green"
 
 
 def _elsewhere(ids: Sequence[str], requirements: Sequence[str], timeout: float) -> int:

@@ -6,9 +6,12 @@ import dataclasses
 import json
 import os
 import sys
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 import click
 
+from nrl_patches.cli.options import on_terminal, show
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import age, beyond_evidence
 from nrl_patches.processes import doctor as checks
@@ -17,7 +20,12 @@ from nrl_patches.processes.doctor_overlaps import check_overlaps
 from nrl_patches.processes.doctor_targets import check_targets
 from nrl_patches.processes.inspection import descendants
 
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
 __all__ = ["doctor"]
+
+_NOTHING = "Nothing found that would leave a process unpatched."
 
 
 @click.command()
@@ -72,8 +80,30 @@ def doctor(
     findings += beyond_evidence(evidence)
     if as_json:
         click.echo(json.dumps([dataclasses.asdict(finding) for finding in findings], indent=2))
+    remarks = (str(looked or "No target was imported, as --no-imports asks for."), age(evidence))
+    if not as_json and on_terminal():
+        show(_table(findings, remarks))
     else:
-        click.echo("\n".join(map(str, findings)) or "Nothing found that would leave a process unpatched.")
-    click.echo(str(looked or "No target was imported, as --no-imports asks for."), err=as_json)
-    click.echo(age(evidence), err=as_json)
+        if not as_json:
+            click.echo("\n".join(map(str, findings)) or _NOTHING)
+        for remark in remarks:
+            click.echo(remark, err=as_json)
     sys.exit(int(any(finding.unpatched for finding in findings)))
+
+
+def _table(findings: Sequence[checks.Finding], remarks: Sequence[str]) -> Iterator[RenderableType]:
+    from nrl_patches import tables  # noqa: PLC0415 - without a terminal, nobody needs rich
+
+    lines = [
+        tables.Line(f.kind, f.subject, f"found {f.found}\nnext step: {f.next_step}")
+        for f in sorted(findings, key=lambda f: not f.unpatched)
+    ]
+    problems = sum(f.unpatched for f in findings)
+    counts = [
+        f"{count} {word}{'s' * (count != 1)}"
+        for count, word in ((problems, "problem"), (len(findings) - problems, "note"))
+        if count
+    ]
+    yield tables.text(", ".join(counts), "bold") if counts else tables.text(_NOTHING, "bold green")
+    yield tables.Ledger(lines, ("", "about", "", "finding"))
+    yield from (tables.text(remark, "dim") for remark in remarks)

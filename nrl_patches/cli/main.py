@@ -17,6 +17,7 @@ __all__ = ["main"]
 _MODULES = {
     "audit": "audit",
     "check": "new",
+    "completion": "completion",
     "demo": "demo",
     "docs": "docs",
     "doctor": "doctor",
@@ -58,7 +59,7 @@ class _Group(click.Group):
             sys.exit(NO_VERDICT)
 
 
-@click.group(cls=_Group)
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(nrl_patches.__version__, prog_name="nrl-patches")
 def main() -> None:
     """Show which workarounds this environment needs, and their status."""

@@ -8,7 +8,8 @@ import click
 
 from nrl_patches.authoring.check import check_patch
 from nrl_patches.authoring.new import plan, write
-from nrl_patches.cli.options import SECONDS
+from nrl_patches.cli.ids import PATCH_ID
+from nrl_patches.cli.options import SECONDS, in_color
 from nrl_patches.tripwires.run import TIMEOUT
 
 __all__ = ["check", "new"]
@@ -40,7 +41,7 @@ def new(*, name: str, target: str, upstream: str, affected: str, package: str) -
 
 
 @click.command()
-@click.argument("patch_id", metavar="ID")
+@click.argument("patch_id", metavar="ID", type=PATCH_ID)
 @click.option("--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each process.")
 def check(*, patch_id: str, timeout: float) -> None:
     """Check a patch on the installed release: its file, its probe, its fix, apply and undo; explain what is wrong.
@@ -51,7 +52,7 @@ def check(*, patch_id: str, timeout: float) -> None:
     for step in check_patch(patch_id, timeout):
         good &= not step.problem
         word, color = ("FAILED", "red") if step.problem else ("ok", "green")
-        click.echo(f"{click.style(f'{word:<8}', fg=color)}{step.name}")
+        click.echo(f"{click.style(f'{word:<8}', fg=color)}{step.name}", color=in_color())
         if step.problem:
             click.echo(f"        found: {step.problem}")
         if step.problem and step.hint:

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import os
+import shutil
 import stat
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
-from nrl_patches.declaration import Defect
-from nrl_patches.engine.activation import default_activation
-from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem
 
 __all__ = [
@@ -24,18 +22,26 @@ __all__ = [
     "CannotSayError",
     "check_folder",
     "check_places",
-    "every_known",
-    "find_known",
+    "columns",
+    "drawn",
+    "in_color",
+    "on_terminal",
     "read_seconds",
+    "show",
     "write_report",
 ]
 
 NO_VERDICT = 3
 """The exit code of a command that could not do its work; 1 is an answer, 2 is a usage error."""
 
+_NARROWEST, _PIPE = 20, 120
+"""The columns that a table has at least, and those that it has where there is no terminal."""
+
 _LONGEST = 7 * 24 * 3600.0
 
 if TYPE_CHECKING:
+    from rich.console import RenderableType
+
     _SecondsType = click.ParamType[float]  # Generic for type checkers, and at run time from click 8.4 on.
 else:
     _SecondsType = click.ParamType
@@ -77,35 +83,6 @@ class _Seconds(_SecondsType):
 
 SECONDS = _Seconds()
 """The type of an option that takes a number of seconds."""
-
-
-def find_known(defect_id: str) -> Defect:
-    """Return the patch, or the defect without one, with an id that the user has typed.
-
-    Args:
-        defect_id: The id.
-
-    Returns:
-        The declaration: a :class:`~nrl_patches.declaration.Patch` where there is one.
-
-    Raises:
-        click.BadParameter: There is no such defect.
-    """
-    registry = default_activation().registry
-    known = {**load_defects()[0], **registry.patches}
-    if defect_id in registry.retired:
-        raise click.BadParameter(f"{defect_id} is retired: {registry.retired[defect_id]}", param_hint="ID")
-    if defect_id not in known:
-        close = difflib.get_close_matches(defect_id, known, n=1)
-        hint = f"; did you mean {close[0]}?" if close else ""
-        message = f"{defect_id!r} is not the id of a patch{hint}; `nrl-patches list` shows every id"
-        raise click.BadParameter(message, param_hint="ID")
-    return known[defect_id]
-
-
-def every_known() -> list[Defect]:
-    """Return all patches, and after them the defects without one whose range was measured by a probe."""
-    return [*default_activation().registry, *(defect for defect in load_defects()[0].values() if defect.has_probe)]
 
 
 def check_places(places: Sequence[tuple[str, str]]) -> None:
@@ -150,11 +127,48 @@ def check_folder(folder: Path) -> None:
         raise CannotSayError(str(problem)) from error
 
 
+def on_terminal() -> bool:
+    """Return whether stdout is read by people, who get tables: it is a terminal, or ``FORCE_COLOR`` says so."""
+    forced = os.environ.get("FORCE_COLOR", "") not in {"", "0"}
+    return forced or (sys.stdout is not None and sys.stdout.isatty())
+
+
+def show(parts: Iterable[RenderableType]) -> None:
+    """Print tables and lines on the terminal.
+
+    Args:
+        parts: What :mod:`nrl_patches.tables` makes, and other things that rich renders.
+    """
+    click.echo(drawn(parts), nl=False, color=in_color())
+
+
+def drawn(parts: Iterable[RenderableType]) -> str:
+    """Return tables and lines as stdout is to show them.
+
+    Args:
+        parts: As of :func:`show`.
+    """
+    from nrl_patches.tables import text_of  # noqa: PLC0415 - without a table, nobody needs rich
+
+    return text_of(parts, columns(), color=in_color())
+
+
+def columns() -> int:
+    """Return how wide a table may be: as the terminal, or as ``COLUMNS`` says."""
+    return max(_NARROWEST, shutil.get_terminal_size((_PIPE, 24)).columns)
+
+
+def in_color() -> bool:
+    """Return whether stdout shows colours: ``NO_COLOR`` and ``TERM=dumb`` forbid them on a terminal."""
+    plain = os.environ.get("NO_COLOR") or os.environ.get("TERM", "").lower() in {"dumb", "unknown"}
+    return on_terminal() and not plain
+
+
 def write_report(text: str, place: str, *, append: bool = False) -> bool:
     """Write a report; print it if that fails, so that no measurement is lost.
 
     Args:
-        text: The report.
+        text: The report; what it has of colours stays on stdout only, if that shows any.
         place: The file; - is stdout.
         append: Whether it is appended to the content of the file.
 
@@ -163,7 +177,7 @@ def write_report(text: str, place: str, *, append: bool = False) -> bool:
     """
     try:
         if place == "-":
-            click.echo(text, nl=False)
+            click.echo(text, nl=False, color=in_color() or None)
         else:
             with Path(place).open("a" if append else "w", encoding="utf-8") as file:
                 file.write(text)

@@ -8,17 +8,18 @@ from collections.abc import Sequence
 
 import click
 
-from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, every_known, find_known, write_report
-from nrl_patches.declaration import Defect
+from nrl_patches.cli.ids import PROBED_ID, every_defect, every_known
+from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, drawn, on_terminal, write_report
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
-from nrl_patches.tripwires.reports import FORMATS, failing
+from nrl_patches.tripwires.reports import FORMATS, as_tables, failing
 from nrl_patches.tripwires.run import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
 
 __all__ = ["tripwires"]
 
 
 @click.command()
-@click.argument("ids", nargs=-1, metavar="[ID]...")
+@click.argument("ids", nargs=-1, metavar="[ID]...", type=PROBED_ID)
 @click.option(
     "--allow",
     "allowed",
@@ -34,11 +35,18 @@ __all__ = ["tripwires"]
     help="May be given several times; each goes to the --output in the same place, the rest to stdout.",
 )
 @click.option("--output", "outputs", multiple=True, help="A file; - is stdout.")
+@click.option("--all", "everything", is_flag=True, help="Show every row on a terminal; elsewhere all are printed.")
 @click.option(
     "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each side of a tripwire."
 )
 def tripwires(
-    ids: tuple[str, ...], allowed: tuple[str, ...], formats: tuple[str, ...], outputs: tuple[str, ...], timeout: float
+    *,
+    ids: tuple[str, ...],
+    allowed: tuple[str, ...],
+    formats: tuple[str, ...],
+    outputs: tuple[str, ...],
+    everything: bool,
+    timeout: float,
 ) -> None:
     """Run the probes without and with their patches, and say which patches are needed, obsolete or broken.
 
@@ -53,12 +61,15 @@ def tripwires(
     summary = os.environ.get("GITHUB_STEP_SUMMARY", "") if "github" in chosen else ""
     check_places([(place, "--output") for place in places if place != "-"])
     check_places([(summary, "GITHUB_STEP_SUMMARY")] if summary else [])
-    patches = [find_known(patch_id) for patch_id in ids] or every_known()
+    known = every_defect()
+    patches = [known[patch_id] for patch_id in ids] or every_known()
     found = _run(patches, timeout)
     verdicts = {Verdict(name) for name in allowed}
     written = True
     for place, name in zip(places, chosen, strict=True):
-        written &= write_report(FORMATS[name](found, verdicts), place)
+        tables = name == "text" and place == "-" and on_terminal()
+        text = drawn(as_tables(found, verdicts, everything=everything)) if tables else FORMATS[name](found, verdicts)
+        written &= write_report(text, place)
     if summary:
         written &= write_report(FORMATS["markdown"](found, verdicts), summary, append=True)
     if not written:
@@ -75,7 +86,9 @@ def _run(patches: Sequence[Defect], timeout: float) -> list[Tripwire]:
     if sys.stderr.isatty():
         label = click.style("tripwires", bold=True)
         with click.progressbar(length=len(patches), label=label, file=sys.stderr, show_pos=True) as bar:
-            return run_tripwires(patches, timeout=timeout, done=lambda _: bar.update(1))
+            found = run_tripwires(patches, timeout=timeout, done=lambda _: bar.update(1))
+        click.echo(err=True)
+        return found
     return run_tripwires(
         patches, timeout=timeout, done=lambda t: click.echo(f"{t.id}: {t.verdict} ({t.seconds:.1f} s)", err=True)
     )

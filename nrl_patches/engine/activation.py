@@ -5,32 +5,29 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from types import ModuleType
 
 from nrl_patches import contributed
 from nrl_patches.declaration import Patch
 from nrl_patches.engine import registry as registries
-from nrl_patches.engine.decision import decide
+from nrl_patches.engine.applier import Applier
 from nrl_patches.engine.drift import status_of
-from nrl_patches.engine.import_hooks import call_when_bypassed, call_when_executed, keep_first, withdraw
+from nrl_patches.engine.import_hooks import call_when_bypassed, keep_first
 from nrl_patches.engine.log import tell
-from nrl_patches.engine.module_state import is_executing, is_lazy
-from nrl_patches.engine.outcome import Outcome, give_up, settle, unapplicable
+from nrl_patches.engine.outcome import unapplicable
 from nrl_patches.engine.settings import Settings
 from nrl_patches.engine.slots import PROCESS_LOCK, check_removable
 from nrl_patches.engine.status import TROUBLE, Record, State, Status
-from nrl_patches.engine.transaction import check_own, failed, remove_fixes
+from nrl_patches.engine.transaction import check_own, remove_fixes
 from nrl_patches.engine.undone import Undone
 from nrl_patches.errors import PatchError, Problem, SettingsError, UndoError
 
 __all__ = ["Activation", "default_activation"]
 
 
-class Activation:
+class Activation(Applier):
     """Applies the patches of a registry as their targets are imported, and keeps their status.
 
     Args:
@@ -43,15 +40,11 @@ class Activation:
     """
 
     def __init__(self, registry: registries.Registry, environ: Mapping[str, str]) -> None:
-        self.registry = registry
-        self.on_change: Callable[[], None] = lambda: None
+        super().__init__(registry)
         self.on_status: Callable[[list[Status], dict[str, Status]], None] = lambda _remembered, _found: None
-        self.settings = Settings(strict=False, disabled={}, forced=frozenset(), problems=())
         self._environ = environ
-        self._records = {patch.id: Record() for patch in registry}
         self._started = False
         self._refused: PatchError | None = None
-        self._awaited: set[tuple[str, str]] = set()
 
     def start(self) -> None:
         """Read the settings and wait for the targets of every patch that is not switched off. Acts once.
@@ -226,82 +219,11 @@ class Activation:
             elif ids and found.state not in {State.APPLIED, State.PENDING}:
                 tell(logging.WARNING, unapplicable(patch, found))
 
-    def on_executed(self, patch: Patch, name: str, module: ModuleType) -> None:
-        """Apply the fixes of a patch that belong to the module which has just been executed.
-
-        Args:
-            patch: The patch.
-            name: The absolute name of the module.
-            module: The module, as ``sys.modules`` holds it.
-
-        Raises:
-            PatchError: Under strict mode, that the patch has drifted or failed.
-        """
-        try:  # It looks for packages, and so is not done under the lock.
-            decision = decide(patch)
-        except Exception as error:  # noqa: BLE001 - the finders in sys.meta_path may raise anything
-            failure = failed(patch, error)
-            outcome, record = self._settle(patch, lambda r: give_up(patch, r, failure))
-        else:
-            forced = patch.id in self.settings.forced
-            fixes = [fix for fix in patch.fixes if fix.module == name]
-            outcome, record = self._settle(patch, lambda r: settle(patch, r, fixes, module, decision, forced=forced))
-        # Nor is any of this: handlers have locks of their own, and a traceback reads source files.
-        if outcome.error is not None:
-            cause = outcome.error.__cause__
-            record.traceback = "".join(traceback.format_exception(cause)) if cause else ""
-            if self.settings.strict:
-                raise outcome.error
-        if outcome.text:
-            tell(outcome.level, outcome.text)
-        self._catch_up()
-
-    def _settle(self, patch: Patch, how: Callable[[Record], Outcome]) -> tuple[Outcome, Record]:
-        with PROCESS_LOCK:
-            record = self._records[patch.id]
-            # Another thread may have undone it since.
-            outcome = Outcome() if record.state is State.DISABLED else how(record)
-            self.on_change()
-        return outcome, record
-
-    def _catch_up(self) -> None:
-        for patch_id, name in tuple(self._awaited):
-            module = sys.modules.get(name)
-            if not isinstance(module, ModuleType) or is_executing(name) or is_lazy(module):
-                continue
-            with PROCESS_LOCK:
-                self._awaited.discard((patch_id, name))
-                patch, record = self.registry.patches[patch_id], self._records[patch_id]
-                missing = any(fix.module == name and fix.target not in record.done for fix in patch.fixes)
-                bypassed = record.state is State.PENDING and missing
-                if bypassed:
-                    record.notes += (f"{name} was imported past the import hook, and may have been used before",)
-            if bypassed:
-                self.on_executed(patch, name, module)
-
-    def _hook(self, patch: Patch) -> None:
-        for name in dict.fromkeys(fix.module for fix in patch.fixes):
-            call_when_executed(name, _Callback(self, patch, name))
-            with PROCESS_LOCK:
-                if self._records[patch.id].state is not State.DISABLED:
-                    self._awaited.add((patch.id, name))
-
     def _hook_unless_disabled(self, patch: Patch) -> None:
         if patch.id in self.settings.disabled:
             self._records[patch.id] = Record(State.DISABLED, self.settings.disabled[patch.id])
         else:
             self._hook(patch)
-
-    def _hook_again(self, ids: Sequence[str]) -> None:
-        for patch_id in ids:
-            self._hook(self.registry.patches[patch_id])
-        with PROCESS_LOCK:  # What waits for its import has changed as well.
-            self.on_change()
-
-    def _unhook(self, patch: Patch) -> None:
-        for name in {fix.module for fix in patch.fixes}:
-            withdraw(_Callback(self, patch, name))
-            self._awaited.discard((patch.id, name))
 
     def _status(self, patch: Patch) -> Status:
         return status_of(patch, self._records[patch.id], forced=patch.id in self.settings.forced)
@@ -318,15 +240,3 @@ class Activation:
 def default_activation() -> Activation:
     """Return the one activation of this copy of the package: all its patches, the process's own environment."""
     return Activation(registries.load_everything(), os.environ)
-
-
-@dataclass(frozen=True)
-class _Callback:
-    """The hook of one patch for one module; equal to any other of the same, so that it can be withdrawn."""
-
-    activation: Activation
-    patch: Patch
-    name: str
-
-    def __call__(self, module: ModuleType) -> None:
-        self.activation.on_executed(self.patch, self.name, module)

@@ -29,7 +29,7 @@ from packaging.version import InvalidVersion, Version
 
 from nrl_patches.engine.distributions import Installed
 
-__all__ = ["FLOORS", "Affected", "Answer", "Decision", "Range", "is_release"]
+__all__ = ["FLOORS", "Affected", "Answer", "Decision", "Range", "is_release", "missing_in"]
 
 FLOORS: Mapping[str, Version] = {"vllm": Version("0.6.3")}
 """The oldest release that is measured, where the defects of a distribution may be older than that.
@@ -203,6 +203,15 @@ def _range(text: str) -> Range:
     if not requirement.specifier or requirement.extras or requirement.marker or requirement.url:
         raise ValueError(f"{text!r} must be a distribution and its releases, and nothing else")
     return Range(canonicalize_name(requirement.name), requirement.specifier, text)
+
+
+def missing_in(reason: str) -> list[str]:
+    """Return the distributions that the reason of a decision says are not installed.
+
+    Args:
+        reason: The sentence, also where nothing else is left of the decision.
+    """
+    return re.findall(r"([\w.-]+) is not installed", reason)
 
 
 def _compare(part: Range, installed: Installed | None) -> tuple[Answer, str]:

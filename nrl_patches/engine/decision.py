@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.distributions import Installed, find_installed, import_package
 from nrl_patches.engine.upstream_code import digest

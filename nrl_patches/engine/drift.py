@@ -6,14 +6,17 @@ import sys
 from dataclasses import replace
 from types import ModuleType
 
-from nrl_patches.declaration import Fix, Patch
+from nrl_patches.declaration import Patch
 from nrl_patches.engine.decision import decide
+from nrl_patches.engine.module_bodies import is_rewritten
 from nrl_patches.engine.module_state import is_executing, is_lazy
 from nrl_patches.engine.outcome import DECIDED
 from nrl_patches.engine.reachability import callees, calls_inherited, overriding, reaches
 from nrl_patches.engine.slots import Slot, slot_of
 from nrl_patches.engine.status import Record, State, Status
-from nrl_patches.engine.targets import MismatchError, Site, describe, locate, mark_of
+from nrl_patches.engine.targets import Site, describe, locate, mark_of
+from nrl_patches.errors import MismatchError
+from nrl_patches.fixes import Fix
 
 __all__ = ["status_of"]
 
@@ -51,6 +54,9 @@ def _look(patch_id: str, fix: Fix) -> tuple[str, list[str]]:
         doubt = "" if slot.is_called else ", which may not call it"
         notes.append(f"{fix.qualname} was wrapped since by {slot.intruder}{doubt}")
     module = sys.modules.get(fix.module)
+    if not fix.qualname:
+        again = isinstance(module, ModuleType) and not is_executing(fix.module) and not is_rewritten(patch_id, fix)
+        return f"{fix.module} was executed again since, without its rewrite" if again else "", notes
     if isinstance(module, ModuleType) and not is_lazy(module) and not is_executing(fix.module):
         try:
             site = locate(module, fix)

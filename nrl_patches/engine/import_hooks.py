@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, SupportsIndex, cast
 import wrapt
 
 from nrl_patches import meta_path
+from nrl_patches.engine.module_bodies import BodyEditor, execute
 from nrl_patches.engine.module_state import is_executing, is_lazy, namespace
 
 if TYPE_CHECKING:
@@ -32,7 +33,16 @@ if TYPE_CHECKING:
 else:
     _Proxy = wrapt.ObjectProxy
 
-__all__ = ["Hook", "call_when_bypassed", "call_when_executed", "find_spec", "keep_first", "stand_in_for", "withdraw"]
+__all__ = [
+    "Hook",
+    "call_when_bypassed",
+    "call_when_executed",
+    "edit_when_executed",
+    "find_spec",
+    "keep_first",
+    "stand_in_for",
+    "withdraw",
+]
 
 Hook = Callable[[ModuleType], None]
 
@@ -40,6 +50,7 @@ Hook = Callable[[ModuleType], None]
 _WATCHERS = "_nrl_patches_watchers"
 
 _hooks: dict[str, list[Hook]] = {}
+_editors: dict[str, list[BodyEditor]] = {}
 _bypassed: list[Callable[[], None]] = []
 _lock = threading.Lock()
 
@@ -77,17 +88,35 @@ def call_when_executed(name: str, hook: Hook) -> None:
         hook(module)
 
 
-def withdraw(hook: Hook) -> None:
-    """Forget a hook, for every module that it waits for.
+def edit_when_executed(name: str, editor: BodyEditor) -> None:
+    """Let an editor change the source of the module ``name`` each time before it is executed.
+
+    It is asked only where :func:`call_when_executed` waits for the module too.
 
     Args:
-        hook: One that was passed to :func:`call_when_executed`, compared by equality; others are ignored.
+        name: The absolute name of the module.
+        editor: Called in the thread that executes the module; what it raises propagates to the import.
     """
     with _lock:
-        for name in [name for name, hooks in _hooks.items() if hook in hooks]:
-            _hooks[name].remove(hook)
-            if not _hooks[name]:
-                del _hooks[name]
+        editors = _editors.setdefault(name, [])
+        if editor not in editors:
+            editors.append(editor)
+
+
+def withdraw(hook: Hook | BodyEditor) -> None:
+    """Forget a hook or an editor, for every module that it waits for.
+
+    Args:
+        hook: One that was passed to :func:`call_when_executed` or :func:`edit_when_executed`, compared by equality;
+            others are ignored.
+    """
+    waiting: Any
+    with _lock:
+        for waiting in (_hooks, _editors):
+            for name in [name for name, hooks in waiting.items() if hook in hooks]:
+                waiting[name].remove(hook)
+                if not waiting[name]:
+                    del waiting[name]
 
 
 def call_when_bypassed(listener: Callable[[], None]) -> None:
@@ -176,11 +205,15 @@ class _Loader(_Proxy):
             spec.loader = self.__wrapped__
         if namespace(module).get("__loader__") is self:
             namespace(module)["__loader__"] = self.__wrapped__
-        self.__wrapped__.exec_module(module)
+        name = namespace(module)["__name__"] if spec is None else spec.name
+        editors = tuple(_editors.get(name, ()))
         if isinstance(self.__wrapped__, importlib.util.LazyLoader):
+            self.__wrapped__.exec_module(module)
             _observe(spec)
-        else:
-            _notify(namespace(module)["__name__"] if spec is None else spec.name)
+            return
+        if not editors or not execute(self.__wrapped__, module, editors):
+            self.__wrapped__.exec_module(module)
+        _notify(name)
 
     def __copy__(self) -> _Loader:
         """Copy the real loader; the copy is observed as well."""

@@ -21,10 +21,11 @@ from pathlib import PurePath
 from types import FunctionType
 from typing import Any
 
-from nrl_patches.declaration import Build
 from nrl_patches.engine.reachability import reaches
 from nrl_patches.engine.references import Holders, find_copies, find_holders
+from nrl_patches.engine.rewriting import Rewrite
 from nrl_patches.engine.targets import MARK, MISSING, Mark, Site, describe
+from nrl_patches.fixes import Build
 
 __all__ = ["SLOT", "Slot"]
 
@@ -81,10 +82,12 @@ class Slot:
             TypeError: A build did not return a new plain function; nothing is changed then.
             Exception: Whatever a build raises; nothing is changed then.
         """
+        # A rewrite needs upstream's own source, which no replacement has.
+        layers = dict(sorted(layers.items(), key=lambda layer: not isinstance(layer[1], Rewrite)))
         holders = self._holders()  # Before the builds close over the callable.
         function = self.site.function
         for patch_id, build in layers.items():
-            function = _dress(build(function), function, patch_id)
+            function = _dress(build(function), function, patch_id, rewritten=isinstance(build, Rewrite))
         raw = self.site.raw
         if layers:
             raw = self.site.binding(function) if self.site.binding else function
@@ -133,13 +136,16 @@ def _references(slot: Slot) -> int:
     return sys.getrefcount(slot.site.function)
 
 
-def _dress(new: Any, old: Callable[..., Any], patch_id: str) -> FunctionType:
+def _dress(new: Any, old: Callable[..., Any], patch_id: str, *, rewritten: bool) -> FunctionType:
     if not isinstance(new, FunctionType) or new is old:
         raise TypeError(f"a fix must build a new plain function, not {describe(new)}")
+    decorated = vars(new).get("__wrapped__") if rewritten else None
     functools.update_wrapper(new, old, updated=())
     # accelerate's unwrap_model would follow __wrapped__ and strip the fix, and dynamo's own attributes, which mark
     # the original as skipped or compiled, would bypass it.
     del new.__wrapped__  # type: ignore[attr-defined]
+    if decorated is not None:  # What upstream's decorators wrap, which has the fix.
+        new.__wrapped__ = decorated  # type: ignore[attr-defined]
     kept = getattr(old, "__dict__", {}).items()
     new.__dict__.update(
         {name: value for name, value in kept if not name.startswith(("__wrapped__", "_torchdynamo", SLOT))}

@@ -7,13 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from nrl_patches.declaration import Fix, Patch
+from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer, Decision
+from nrl_patches.engine.module_bodies import is_rewritten
 from nrl_patches.engine.slots import slot_of
 from nrl_patches.engine.status import Record, State, Status
-from nrl_patches.engine.targets import MismatchError
 from nrl_patches.engine.transaction import apply_fixes, block, drifted, failed
-from nrl_patches.errors import DriftedError, PatchError, Problem, UnmeasuredError
+from nrl_patches.errors import DriftedError, MismatchError, PatchError, Problem, UnmeasuredError
+from nrl_patches.fixes import Fix
 
 __all__ = ["DECIDED", "Outcome", "give_up", "settle", "unapplicable"]
 
@@ -103,7 +104,7 @@ def give_up(patch: Patch, record: Record, error: PatchError) -> Outcome:
     state = State.DRIFTED if isinstance(error, DriftedError) else State.FAILED
     known = (record.state, record.reason) == (state, str(error))
     notes = []
-    record.done = {fix.target for fix in patch.fixes if slot_of(patch.id, fix) is not None}
+    record.done = {fix.target for fix in patch.fixes if slot_of(patch.id, fix) or is_rewritten(patch.id, fix)}
     if record.done:
         notes.append(f"still in place, below a third-party patch: {', '.join(sorted(record.done))}")
     record.state, record.reason = state, str(error)

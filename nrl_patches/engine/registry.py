@@ -11,7 +11,8 @@ from types import ModuleType
 from typing import TypeVar
 
 from nrl_patches import contributed
-from nrl_patches.declaration import Defect, Patch
+from nrl_patches.declaration import Patch
+from nrl_patches.defect import Defect
 from nrl_patches.errors import DeclarationError, Problem, UndoError
 
 __all__ = ["RETIRED", "Broken", "Registry", "load", "load_defects", "load_everything", "with_package"]

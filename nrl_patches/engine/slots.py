@@ -17,14 +17,14 @@ from typing import Any
 
 import wrapt
 
-from nrl_patches.declaration import Fix
 from nrl_patches.engine.import_hooks import withdraw as _  # noqa: F401 - see register_at_fork below
 from nrl_patches.engine.layers import SLOT, Slot
 from nrl_patches.engine.module_state import is_executing, process_module
 from nrl_patches.engine.reachability import reaches
 from nrl_patches.engine.references import Holders
-from nrl_patches.engine.targets import MismatchError, Site, describe, locate
-from nrl_patches.errors import Problem, UndoError
+from nrl_patches.engine.targets import Site, describe, locate
+from nrl_patches.errors import MismatchError, Problem, UndoError
+from nrl_patches.fixes import Fix
 
 __all__ = [
     "PROCESS_LOCK",

@@ -9,14 +9,14 @@ from typing import Any, NamedTuple
 
 import wrapt
 
-from nrl_patches.declaration import Fix
 from nrl_patches.engine.module_state import namespace
+from nrl_patches.errors import MismatchError
+from nrl_patches.fixes import Fix
 
 __all__ = [
     "MARK",
     "MISSING",
     "Mark",
-    "MismatchError",
     "Site",
     "check",
     "describe",
@@ -52,20 +52,6 @@ def mark_of(function: object) -> Mark | None:
     """
     mark = getattr(function, MARK, None)
     return Mark(*mark) if mark is not None and mark.code is getattr(function, "__code__", None) else None
-
-
-class MismatchError(Exception):
-    """The target is not what the fix was written for.
-
-    Attributes:
-        expected: What the fix needs, as a phrase.
-        found: What is there, as a phrase.
-    """
-
-    def __init__(self, expected: str, found: str) -> None:
-        super().__init__(f"expected {expected}; found {found}")
-        self.expected = expected
-        self.found = found
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,12 +10,15 @@ from dataclasses import replace
 from types import ModuleType
 from typing import Any
 
-from nrl_patches.declaration import Build, Fix, Patch
+from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Decision
+from nrl_patches.engine.installed_files import changed_on_disk
+from nrl_patches.engine.module_bodies import EXECUTED, check_rewritten, is_rewritten
 from nrl_patches.engine.slots import PROCESS_LOCK, forget_if_gone, install, is_installed, slot_of, uninstall
 from nrl_patches.engine.status import Record
-from nrl_patches.engine.targets import MismatchError, check, locate
-from nrl_patches.errors import DriftedError, FailedError, Problem, RequiredPatchError, UndoError
+from nrl_patches.engine.targets import check, locate
+from nrl_patches.errors import DriftedError, FailedError, MismatchError, Problem, RequiredPatchError, UndoError
+from nrl_patches.fixes import Build, Fix
 
 __all__ = ["apply_fixes", "block", "check_own", "drifted", "failed", "remove_fixes"]
 
@@ -32,16 +35,21 @@ def apply_fixes(patch: Patch, fixes: Sequence[Fix], module: ModuleType) -> list[
         Notes for the user; see :func:`nrl_patches.engine.slots.install`.
 
     Raises:
-        MismatchError: A target is not what its fix was written for. No fix of this patch is left in place.
+        MismatchError: A target is not what its fix was written for. No fix of this patch is left in place, but for the
+            statements of a module that was executed.
         Exception: Whatever a guard or a build raises. No fix of this patch is left in place.
     """
     notes: list[str] = []
+    callables = [fix for fix in fixes if fix.qualname]
     with PROCESS_LOCK:
-        for fix in fixes:
+        for fix in callables:
             forget_if_gone(fix, module)
         uninstall(_blocked(patch), patch.fixes)
         try:
-            sites = [(fix, locate(module, fix)) for fix in fixes]
+            for fix in fixes:
+                if not fix.qualname:
+                    check_rewritten(patch.id, fix)
+            sites = [(fix, locate(module, fix)) for fix in callables]
             missing = [(fix, site) for fix, site in sites if not is_installed(patch.id, fix, site)]
             for fix, site in missing:
                 check(fix, site)
@@ -65,7 +73,7 @@ def check_own(patch: Patch, record: Record) -> None:
     Raises:
         UndoError: It was another copy.
     """
-    if record.done and not any(slot_of(patch.id, fix) for fix in patch.fixes):
+    if record.done and not any(slot_of(patch.id, fix) or is_rewritten(patch.id, fix) for fix in patch.fixes):
         raise UndoError(
             Problem(
                 patch.id,
@@ -89,7 +97,8 @@ def remove_fixes(patch: Patch) -> list[str]:
         UndoError: A third party has patched on top; nothing is changed then.
     """
     with PROCESS_LOCK:
-        return uninstall(patch.id, patch.fixes) + uninstall(_blocked(patch), patch.fixes)
+        stays = [f"{fix.module}: {EXECUTED}" for fix in patch.fixes if not fix.qualname and is_rewritten(patch.id, fix)]
+        return [*stays, *uninstall(patch.id, patch.fixes), *uninstall(_blocked(patch), patch.fixes)]
 
 
 def block(patch: Patch, message: str) -> None:
@@ -101,7 +110,7 @@ def block(patch: Patch, message: str) -> None:
     """
     with PROCESS_LOCK:
         for fix in patch.fixes:
-            if fix.module in sys.modules:
+            if fix.qualname and fix.module in sys.modules:
                 try:
                     site = locate(sys.modules[fix.module], fix)
                 except MismatchError:
@@ -118,7 +127,14 @@ def drifted(patch: Patch, mismatch: MismatchError, decision: Decision) -> Drifte
         decision: What the installed versions say.
     """
     found = f"{mismatch.found} ({decision.reason})"
-    return DriftedError(Problem(patch.id, expected=mismatch.expected, found=found, next_step=_step(patch)))
+    modules = dict.fromkeys(fix.module for fix in patch.fixes)
+    changed = [changed_on_disk(module, patch.affected.distributions) for module in modules]
+    on_disk = [phrase for phrase in changed if phrase]
+    step = _step(patch)
+    if on_disk:
+        step = f"install the distribution again, and remove what changes its files (NeMo RL's images do); {step}"
+    found = "; ".join((found, *on_disk))
+    return DriftedError(Problem(patch.id, expected=mismatch.expected, found=found, next_step=step))
 
 
 def failed(patch: Patch, error: Exception) -> FailedError:

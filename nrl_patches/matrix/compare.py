@@ -7,7 +7,7 @@ from itertools import groupby
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import FLOORS, Affected
 from nrl_patches.matrix.environments import KNOWN_GAPS
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement

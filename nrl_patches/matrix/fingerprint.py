@@ -10,7 +10,7 @@ import hashlib
 import importlib.util
 from collections.abc import Callable, Iterator
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.upstream_code import shown
 
 __all__ = ["fingerprint"]

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed

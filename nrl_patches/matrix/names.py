@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from packaging.utils import canonicalize_name
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Affected, Answer
 from nrl_patches.engine.distributions import Installed
 

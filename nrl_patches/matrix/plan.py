@@ -9,7 +9,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import FLOORS, Range
 from nrl_patches.matrix.index import Release
 from nrl_patches.matrix.names import FUTURE, name_environment, parse_environment

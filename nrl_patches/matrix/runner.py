@@ -22,7 +22,7 @@ from typing import Any
 from packaging.version import Version
 
 from nrl_patches import __version__
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.matrix.environments import VARIABLES, BuildProblem, build, variables
 from nrl_patches.matrix.evidence import Cell, Measurement
 from nrl_patches.matrix.names import is_declared, parse_environment

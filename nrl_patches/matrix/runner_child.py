@@ -17,7 +17,7 @@ import signal
 import time
 import traceback
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 from nrl_patches.processes.launch import describe_end

@@ -18,7 +18,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.decision import places_of
 from nrl_patches.engine.upstream_code import digest
 from nrl_patches.errors import Problem

@@ -12,7 +12,7 @@ from pathlib import Path
 from packaging.version import Version
 
 import nrl_patches
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Affected, Range
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.evidence import Evidence, write_whole

@@ -60,10 +60,14 @@ class Finding:
     next_step: str
     unpatched: bool = True
 
+    @property
+    def kind(self) -> str:
+        """In a word: ``problem`` or ``note``."""
+        return "problem" if self.unpatched else "note"
+
     def __str__(self) -> str:
         """Return the finding as one line."""
-        kind = "problem" if self.unpatched else "note"
-        return f"{kind}: {self.subject}: found {self.found}; next step: {self.next_step}"
+        return f"{self.kind}: {self.subject}: found {self.found}; next step: {self.next_step}"
 
 
 def check_settings(environ: Mapping[str, str]) -> list[Finding]:

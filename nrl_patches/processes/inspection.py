@@ -16,7 +16,7 @@ from nrl_patches.engine.status import TROUBLE
 from nrl_patches.hosts.door import OFF, RECORD
 from nrl_patches.processes.autowrapt import GROUP, VARIABLE
 
-__all__ = ["Running", "descendants", "is_in_trouble", "look_into"]
+__all__ = ["Running", "descendants", "is_in_trouble", "look_into", "printable"]
 
 _PROC = Path("/proc")
 _ATTEMPTS = 5
@@ -64,6 +64,14 @@ class Running:
 
     def __str__(self) -> str:
         """Return everything as readable lines."""
+        return self.told()
+
+    def told(self, *, statuses: bool = True) -> str:
+        """Return it as readable lines.
+
+        Args:
+            statuses: Whether the status of each patch is among them.
+        """
         lines = [f"process {self.pid} ({self.command})"]
         lines += [f"  {self.problem}"] if self.problem else []
         for record in self.records:
@@ -78,11 +86,10 @@ class Running:
             lines += [f"  {record['waits']}"] if record.get("waits") else []
             lines += [f"  {note}" for note in record.get("notes", ())]
             lines += [f"  failed: {record['failure'].rstrip()}"] if record.get("failure") else []
-            for status in record["statuses"]:
+            for status in record["statuses"] if statuses else ():
                 lines.append(f"  {status['state']:<14}{status['id']}")
                 lines.append(f"  {'':14}{'; '.join((status['reason'], *status['notes']))}")
-        # A process must not be able to send control sequences to the terminal.
-        return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in "\n".join(lines))
+        return printable("\n".join(lines))
 
 
 def look_into(pid: int) -> Running:
@@ -140,6 +147,15 @@ def is_in_trouble(process: Running) -> bool:
         record.get("failure") or any(status["state"] in TROUBLE for status in record["statuses"])
         for record in process.records
     )
+
+
+def printable(words: str) -> str:
+    """Return words with what would control the terminal spelled out: a process must not be able to do that.
+
+    Args:
+        words: Any words; lines stay lines.
+    """
+    return "".join(c if c.isprintable() or c == "\n" else ascii(c)[1:-1] for c in words)
 
 
 def _records(folder: Path) -> Iterator[dict[str, Any]]:

@@ -10,14 +10,17 @@ import datetime as dt
 import json
 import platform
 from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 from xml.etree import ElementTree as ET
 
 from nrl_patches import __version__
 from nrl_patches.tripwires.run import PASSING, Tripwire, Verdict
 
-__all__ = ["FORMATS", "SCHEMA_VERSION", "failing", "headline"]
+if TYPE_CHECKING:
+    from rich.console import RenderableType
+
+__all__ = ["FORMATS", "SCHEMA_VERSION", "as_tables", "failing", "headline"]
 
 SCHEMA_VERSION = 1
 """Of the JSON report; raised when a field changes its meaning or goes. See schemas/tripwires-1.json."""
@@ -68,6 +71,31 @@ def as_text(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
             lines += ["", f"{t.id}: {t.verdict}", f"  found:     {t.sentence}", f"  next step: {t.next_step}"]
             lines += [f"  file:      {t.file}", f"  upstream:  {t.upstream[0]}"]
     return "\n".join(lines) + "\n"
+
+
+def as_tables(
+    tripwires: Sequence[Tripwire], allowed: Collection[Verdict], *, everything: bool = False
+) -> Iterator[RenderableType]:
+    """Yield the same for a terminal, what fails first.
+
+    Args:
+        tripwires: The outcomes.
+        allowed: Verdicts that do not let the run fail.
+        everything: Whether what is not installed has rows too, rather than one line.
+    """
+    from nrl_patches import tables  # noqa: PLC0415 - the other formats do without rich
+
+    folded = [] if everything else [t for t in tripwires if t.verdict is Verdict.NOT_INSTALLED]
+    lines = [
+        tables.Line(str(t.verdict), t.id, "\n".join((t.sentence, *_more(t))), short=f"{t.seconds:.1f} s")
+        for t in tripwires
+        if t not in folded
+    ]
+    yield tables.text(headline(tripwires, allowed), "bold red" if failing(tripwires, allowed) else "bold green")
+    yield tables.Ledger(sorted(lines, key=lambda line: tables.rank(line.word)), ("verdict", "patch", "time", "found"))
+    if folded:
+        missing = [name for t in folded for name, version in t.installed.items() if version == str(t.verdict)]
+        yield tables.fold((str(t.verdict) for t in folded), missing)
 
 
 def as_json(tripwires: Sequence[Tripwire], allowed: Collection[Verdict]) -> str:
@@ -170,6 +198,10 @@ FORMATS: Mapping[str, Format] = {
     "markdown": as_markdown,
     "github": as_github,
 }
+
+
+def _more(t: Tripwire) -> list[str]:
+    return [f"next step: {t.next_step}", f"file: {t.file}", f"upstream: {t.upstream[0]}"] if t.next_step else []
 
 
 def _cell(text: str) -> str:

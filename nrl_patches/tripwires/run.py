@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 from nrl_patches.contributed import VARIABLE
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.decision import decide, is_recognised

@@ -1,9 +1,14 @@
 """``nrl-patches demo``: one small table of what is wrong and what is right."""
 
+import re
+from xml.etree import ElementTree as ET
+
 import pytest
 from package_copy import Copy
+from standins import ROOT
 
 import nrl_patches.cli.demo as module
+from nrl_patches.engine.registry import load
 
 
 @pytest.fixture
@@ -70,3 +75,26 @@ def test_a_throw_away_environment_is_made_and_deleted(monkeypatch):
     assert install[-1] == "transformers==5.5.0"
     assert run[2:6] == ["-m", "nrl_patches", "demo", "x"]
     assert not module.Path(folder).exists()
+
+
+@pytest.mark.parametrize("columns", [40, 80, 140])
+def test_no_id_is_cut(copy, columns):
+    copy.patch("a_name_that_is_too_long_for_a_column_of_a_third", opt_out="NRL_DISABLE_LONG")
+    shown = copy.run("nrl_patches", "demo", COLUMNS=str(columns)).stdout
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= columns
+    left = "".join(line[: line.find("  ")] if "  " in line else line for line in shown.splitlines())
+    assert "standin.a_name_that_is_too_long_for_a_column_of_a_third" in left.replace(" ", "")
+
+
+def test_the_picture_in_readme_is_of_patches_that_there_are_and_loads_nothing():
+    svg = (ROOT / "nrl_patches" / "docs" / "demo.svg").read_text(encoding="utf-8")
+    texts = [element for element in ET.fromstring(svg).iter() if element.tag.endswith("}text")]
+    said = [" ".join("".join(text.itertext()).split()) for text in texts]
+    left = " ".join(words for words, text in zip(said, texts, strict=True) if text.get("x") == "0")
+    assert "$ nrl-patches demo" in left
+    shown = [patch for patch in load() if f"{patch.id}, transformers 5.5.0" in left]
+    assert len(shown) == 3
+    assert [patch.title for patch in shown if patch.title not in left] == []
+    assert (said.count("wrong"), said.count("right")) == (3, 3)
+    assert re.findall(r"url\((?!#)|href|@import|@font-face|https?://(?!www\.w3\.org/2000/svg)", svg) == []

@@ -83,7 +83,7 @@ def test_every_command_knows_it(acme):
     assert ID in command(acme, "list").stdout
     assert "switch off  ACME_PATCHES_DISABLE_OFF_BY_ONE=1" in command(acme, "explain", ID).stdout
     assert f"pending       {ID}" in command(acme, "status").stdout
-    assert '"present": true' in command(acme, "probe", ID, NRL_PATCHES="0").stdout
+    assert '"present": true' in command(acme, "probe", ID, "--json", NRL_PATCHES="0").stdout
     tripwires = command(acme, "tripwires", ID)
     assert tripwires.returncode == 0
     assert f"needed        {ID}" in tripwires.stdout

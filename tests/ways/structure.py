@@ -29,7 +29,10 @@ BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 
 def structure(patch):
     """Yield name, problem for each structural way; the problem is None where all is well."""
-    places = {fix: owner_of(fix) for fix in patch.fixes}
+    # The statements of a module have no caller, and a rewrite of them is not undone.
+    places = {fix: owner_of(fix) for fix in patch.fixes if fix.qualname}
+    if not places:
+        return
     # At once: to undo takes a search of the heap.
     with nrl_patches.undo(patch.id):
         undone = {fix: Undone(owner, name) for fix, (owner, name) in places.items()}

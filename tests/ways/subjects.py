@@ -232,4 +232,33 @@ SUBJECTS = (
         covers={"deepcopy": "deepcopy", "pickle": "pickle", "subclass": "a subclass of the tower"},
         leaves_out=ENGINE | without("in every form by structure.py", "call"),
     ),
+    Subject(
+        "ports in vLLM",
+        patches=("vllm.shm_broadcast_*", "vllm.ray_executor_*"),
+        module="vllm_ports",
+        environments={f"vllm=={v}": {} for v in ("0.6.3", "0.11.0", "0.27.1", "0.33.0")},
+        fixed="vllm==0.33.0",
+        covers={},
+        leaves_out=ENGINE
+        | without("in every form by structure.py", "call", "subclass")
+        | without("a queue is sent as its handle, which is read by another", "deepcopy", "pickle"),
+    ),
+    Subject(
+        "EAGLE drafts in vLLM",
+        patches=("vllm.eagle3_*",),
+        module="vllm_eagle",
+        environments={f"vllm=={v}": {} for v in ("0.27.1", "0.33.0")},
+        covers={"deepcopy": "deepcopy"},
+        leaves_out=ENGINE
+        | without("in every form, and of the loader, by structure.py", "call", "subclass")
+        | without("its class belongs to the probe, and no process is sent a draft", "pickle"),
+    ),
+    Subject(
+        "tool parsers in vLLM",
+        patches=("vllm.namespace_tool_*",),
+        module="vllm_tool_parsers",
+        environments={f"vllm=={v}": {} for v in ("0.27.1", "0.33.0")},
+        covers={},
+        leaves_out=without("it is the import of a module", *RULE),
+    ),
 )

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.matrix.compare import judge
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
 from nrl_patches.matrix.names import is_declared, parse_environment

@@ -13,7 +13,7 @@ from typing import Any
 
 from packaging.version import Version
 
-from nrl_patches.declaration import Defect
+from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Affected
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.freshness import measured_releases

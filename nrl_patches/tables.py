@@ -97,12 +97,16 @@ class Ledger:
         lines: The rows.
         headings: Of the four columns: word, subject, short and detail.
         least: How wide a column of details must be.
+        fade: Whether rows without news are faint.
     """
 
-    def __init__(self, lines: Iterable[Line], headings: tuple[str, str, str, str], least: int = _LEAST) -> None:
+    def __init__(
+        self, lines: Iterable[Line], headings: tuple[str, str, str, str], *, least: int = _LEAST, fade: bool = True
+    ) -> None:
         self._lines = list(lines)
         self._headings = headings
         self._least = least
+        self._fade = fade
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
         """Yield the table for the width that there is, between empty lines; nothing if it has no row."""
@@ -130,7 +134,8 @@ class Ledger:
             if column > 0:
                 table.add_column(heading, overflow="fold", width=column)
         for line in self._lines:
-            table.add_row(*(_in_columns(line, short=bool(shorts)) if wide else _stacked(line)))
+            shade = _FAINT if self._fade and _STYLES.get(line.word) == _FAINT else ""
+            table.add_row(*(_in_columns(line, shade, short=bool(shorts)) if wide else _stacked(line, shade)))
         yield ""
         yield table
         yield ""
@@ -193,34 +198,22 @@ def text_of(parts: Iterable[RenderableType], width: int, *, color: bool) -> str:
     return "".join(f"{line}\n" for line in lines)
 
 
-def _in_columns(line: Line, *, short: bool) -> Iterator[RenderableType]:
+def _in_columns(line: Line, shade: str, *, short: bool) -> Iterator[RenderableType]:
     yield _word(line.word)
     title = [text(line.title, _FAINT)] if line.title else []
-    yield Group(_subject(line), *title)
+    yield Group(text(line.subject, shade or "bold"), *title)
     if short:
-        yield _short(line)
-    yield text(line.detail, _shade(line))
+        yield text(line.short, _STYLES.get(line.short) or shade)
+    yield text(line.detail, shade)
 
 
-def _stacked(line: Line) -> Iterator[RenderableType]:
+def _stacked(line: Line, shade: str) -> Iterator[RenderableType]:
     yield _word(line.word)
     below = [text(line.title, _FAINT)] if line.title else []
-    beside = [part for part in (_short(line), text(line.detail, _shade(line))) if part]
-    below += [Text("; ").join(beside)] if beside else []
-    yield Group(_subject(line), *(Padding(part, (0, 0, 0, _GAP)) for part in below))
+    beside = [part for part in (text(line.short, _STYLES.get(line.short) or shade), text(line.detail, shade)) if part]
+    below += [Text("; ", shade).join(beside)] if beside else []
+    yield Group(text(line.subject, shade or "bold"), *(Padding(part, (0, 0, 0, _GAP)) for part in below))
 
 
 def _word(word: str) -> Text:
     return text(word, _STYLES.get(word, ""))
-
-
-def _short(line: Line) -> Text:
-    return text(line.short, _STYLES.get(line.short) or _shade(line))
-
-
-def _subject(line: Line) -> Text:
-    return text(line.subject, _shade(line) or "bold")
-
-
-def _shade(line: Line) -> str:
-    return _FAINT if _STYLES.get(line.word) == _FAINT else ""

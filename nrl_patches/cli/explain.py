@@ -60,7 +60,8 @@ def _tables(patches: Sequence[Defect], defects: Sequence[Defect]) -> Iterator[Re
             for defect in shown
         ]
         yield tables.text(title, "bold")
-        yield tables.Ledger(sorted(lines, key=lambda line: tables.rank(line.word)), ("here", "defect", "", "releases"))
+        lines.sort(key=lambda line: tables.rank(line.word))
+        yield tables.Ledger(lines, ("here", "defect", "", "releases"), fade=False)
 
 
 @click.command()

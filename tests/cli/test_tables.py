@@ -313,6 +313,14 @@ class TestLayout:
         codes = {code for part in re.findall(r"\x1b\[([0-9;]*)m", shown) for code in part.split(";")}
         assert codes == READABLE
 
+    def test_rows_without_news_are_faint_where_news_is_asked_for(self):
+        line = tables.Line("not installed", "a.b", "why")
+        faint, clear = (
+            drawn([tables.Ledger([line], ("", "", "", ""), fade=fade)], 80, color=True) for fade in (True, False)
+        )
+        assert (f"{ESCAPE}2ma.b" in faint, f"{ESCAPE}1ma.b" in faint) == (True, False)
+        assert (f"{ESCAPE}2ma.b" in clear, f"{ESCAPE}1ma.b" in clear) == (False, True)
+
     def test_every_word_of_a_first_column_has_its_place(self):
         words = [*State, *Verdict, "problem", "note"]
         assert [str(word) for word in words if str(word) not in tables.WORDS] == []

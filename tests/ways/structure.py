@@ -11,6 +11,7 @@ import importlib
 import inspect
 import pickle
 import sys
+import threading
 import types
 import typing
 
@@ -322,9 +323,11 @@ def inherited(patch, owner, name, below):
 
     with replaced(owner, below.kind, sys.modules[owner.__module__], owner.__name__):
         sys.setprofile(count)
+        threading.setprofile(count)
         try:
             problem = asked(patch)
         finally:
+            threading.setprofile(None)
             sys.setprofile(None)
     # Two patches of one target may be the same function twice.
     if problem is None and below.calls and reached not in {below.calls, below.calls * len(getattr(function, MARK).ids)}:

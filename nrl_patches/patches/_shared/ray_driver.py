@@ -17,7 +17,13 @@ class _StartedError(Exception):
 
 
 def import_executor() -> ModuleType:
-    """Import the module. Without Ray it fails on an annotation, whose name is lent to it meanwhile."""
+    """Import the module of vLLM's Ray executor, without Ray.
+
+    It fails on an annotation then, whose name is lent to it meanwhile.
+
+    Returns:
+        The module.
+    """
     with mock.patch.object(builtins, "ObjectRef", object, create=True):
         return importlib.import_module(MODULE)
 
@@ -30,6 +36,9 @@ def start() -> tuple[Any, str]:
 
     Returns:
         The executor, and the address at which rank 0 has to open its store.
+
+    Raises:
+        RuntimeError: No worker was started.
     """
     module = import_executor()
     from vllm.config import ParallelConfig

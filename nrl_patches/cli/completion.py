@@ -16,20 +16,24 @@ _VARIABLE = "_NRL_PATCHES_COMPLETE"
 """What click looks for when it runs the command of that name."""
 
 
-@click.command()
+_HELP = """Print the script that lets a shell complete the commands, their options, and the ids of patches.
+
+SHELL is bash, zsh or fish; by default the one in the variable SHELL. To complete in every new shell:
+
+\b
+  bash, in ~/.bashrc:  eval "$(nrl-patches completion bash)"
+  zsh, in ~/.zshrc:    eval "$(nrl-patches completion zsh)"
+  fish:                nrl-patches completion fish > ~/.config/fish/completions/nrl-patches.fish
+
+Completing an id imports no upstream package.
+"""
+"""Not the docstring, which may not have the character by which click keeps lines apart."""
+
+
+@click.command(help=_HELP)
 @click.argument("shell", type=click.Choice(_SHELLS), required=False)
 def completion(shell: str | None) -> None:
-    r"""Print the script that lets a shell complete the commands, their options, and the ids of patches.
-
-    SHELL is bash, zsh or fish; by default the one in the variable SHELL. To complete in every new shell:
-
-    \b
-      bash, in ~/.bashrc:  eval "$(nrl-patches completion bash)"
-      zsh, in ~/.zshrc:    eval "$(nrl-patches completion zsh)"
-      fish:                nrl-patches completion fish > ~/.config/fish/completions/nrl-patches.fish
-
-    Completing an id imports no upstream package.
-    """
+    """Print the script for one shell."""
     name = shell or Path(os.environ.get("SHELL", "")).name
     found = get_completion_class(name) if name in _SHELLS else None
     if found is None:

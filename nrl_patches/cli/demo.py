@@ -21,9 +21,12 @@ from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.errors import Problem
-from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
+from nrl_patches.tripwires.run import Side, missing_for, run_side
 
 __all__ = ["demo"]
+
+_TIMEOUT = 300.0
+"""Seconds: a first run in a fresh environment compiles all of torch and transformers."""
 
 _MOST = 3
 _BETWEEN = 6
@@ -34,7 +37,11 @@ _BETWEEN = 6
 @click.argument("ids", nargs=-1, metavar="[ID]...", type=PATCH_ID)
 @click.option("--install", "requirements", multiple=True, metavar="REQUIREMENT", help="Into a throw-away environment.")
 @click.option(
-    "--timeout", type=SECONDS, default=TIMEOUT, show_default=True, help="Seconds for each process; two for each defect."
+    "--timeout",
+    type=SECONDS,
+    default=_TIMEOUT,
+    show_default=True,
+    help="Seconds per process; two per defect.",
 )
 def demo(*, ids: tuple[str, ...], requirements: tuple[str, ...], timeout: float) -> None:
     """Run the defects of the installed releases without this package and with it, and show both in a table.
@@ -100,7 +107,7 @@ def _show(rows: Sequence[tuple[Patch, Side, Side]]) -> None:
 def _cell(side: Side, *, good: bool) -> list[str]:
     """What is shown of one side: a word, and the values that the probe measured."""
     if side.present is None:
-        return ["no answer"]
+        return ["no answer", side.error.partition("\n")[0][:80]]
     word = "right" if not side.present else "still wrong" if good else "wrong"
     return [word, *(f"{n} {v:.3g}" if isinstance(v, float) else f"{n} {v}" for n, v in side.evidence.items())]
 

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import forks
 import pytest
 from standins import COUNT, Sandbox
 
@@ -51,3 +52,8 @@ def counting(sandbox):
     sandbox.distribution("1.0", core=COUNT)
     sandbox.patch()
     return sandbox
+
+
+def pytest_sessionfinish():
+    """End the processes that the tests have shared."""
+    forks.close()

@@ -15,6 +15,7 @@ would not survive a fork.
 import atexit
 import contextlib
 import ctypes
+import gc
 import importlib
 import importlib.metadata
 import json
@@ -118,6 +119,8 @@ if __name__ == "__main__":
     REST = sys.path[1 + len(os.environ["PYTHONPATH"].split(os.pathsep)) :]
     for name in sys.argv[2:]:
         importlib.import_module(name)
+    gc.collect()
+    gc.freeze()  # What is older than a script refers to nothing of it, and is neither searched nor copied for it.
     with socket.socket(fileno=int(sys.argv[1])) as requests:
         requests.send(json.dumps(imported()).encode())
         serve(requests)

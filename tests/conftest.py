@@ -1,6 +1,7 @@
 import os
 from pathlib import Path
 
+import forks
 import pytest
 from standins import COUNT, Sandbox
 
@@ -55,3 +56,8 @@ def counting(sandbox):
     sandbox.distribution("1.0", core=COUNT)
     sandbox.patch()
     return sandbox
+
+
+def pytest_sessionfinish():
+    """End the processes that the tests have shared."""
+    forks.close()

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 from unittest import mock
 
+import forks
 from standins import ROOT
 
 from nrl_patches.matrix.environments import Part, variables
@@ -75,27 +76,36 @@ def build_part(part, folder):
         return build_folder(part, folder)
 
 
-def run_on(environment, script, *args, timeout=600, **environ):
-    """Run a script of this project in a fresh interpreter on upstream releases; return the finished process."""
-    return run_in([*build(environment, FOLDER), ROOT / "tests"], script, *args, timeout=timeout, **environ)
+def run_on(environment, script, *args, **options):
+    """Run a script of this project on upstream releases, with the options of :func:`run_in`; return the process."""
+    return run_in([*build(environment, FOLDER), ROOT / "tests"], script, *args, **options)
 
 
-def run_with_peft_on(environment, script, *args, timeout=600, **environ):
+def run_with_peft_on(environment, script, *args, **options):
     """The same with PEFT beside them."""
     path = [*build(environment, FOLDER), build_part(PEFT, FOLDER), ROOT / "tests"]
-    return run_in(path, script, *args, timeout=timeout, **environ)
+    return run_in(path, script, *args, **options)
 
 
-def run_in(path, script, *args, timeout=600, **environ):
-    """The same with the folders themselves."""
-    done = subprocess.run(
-        [sys.executable, *map(str, (script, *args))],
-        env=variables(path, os.environ) | BYTECODE | environ,
-        capture_output=True,
-        text=True,
-        timeout=timeout,
-        check=False,
-    )
+def run_in(path, script, *args, timeout=600, fresh=False, **environ):
+    """Run a script in a process of its own and return that, finished.
+
+    Args:
+        path: The folders that come first on its path.
+        script: The script.
+        args: Its arguments.
+        timeout: In seconds.
+        fresh: Whether it needs an interpreter of its own, because how it starts is what is tested. Any other is a fork
+            of a process that has imported torch, and nothing that is tested.
+        environ: Environment variables.
+    """
+    command, variables_ = [*map(str, (script, *args))], variables(path, os.environ) | BYTECODE | environ
+    if fresh:
+        done = subprocess.run(
+            [sys.executable, *command], env=variables_, capture_output=True, text=True, timeout=timeout, check=False
+        )
+    else:
+        done = forks.run(command, variables_, timeout)
     if done.returncode:
         place = [folder.name for folder in path]
         raise AssertionError(f"{script} {args} on {place}:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")

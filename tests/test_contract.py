@@ -186,6 +186,8 @@ def test_each_patch_was_needed_in_some_and_not_in_other_releases_of_this_run(pat
     ],
 )
 def test_the_tripwires_command_on_real_releases(environment, verdicts):
-    done = run_on(environment, ROOT / "tests" / "run_command.py", "tripwires", *verdicts, "--format", "json")
+    done = run_on(
+        environment, ROOT / "tests" / "run_command.py", "tripwires", *verdicts, "--format", "json", fresh=True
+    )
     found = {t["id"]: t["verdict"] for t in json.loads(done.stdout)["tripwires"]}
     assert found == verdicts

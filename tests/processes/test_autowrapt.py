@@ -403,5 +403,5 @@ def test_the_defect_is_gone_in_a_program_that_never_imports_us(tmp_path):
     program = tmp_path / "program.py"
     program.write_text(PROBE)
     command = ["run", "--", sys.executable, program, GEMMA4]
-    found = results(run_on("transformers==5.5.0", ROOT / "tests" / "run_command.py", *command))
+    found = results(run_on("transformers==5.5.0", ROOT / "tests" / "run_command.py", *command, fresh=True))
     assert found == {"present": False, "state": "applied", "activated_by": "startup"}

@@ -16,7 +16,7 @@ GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 
 @pytest.fixture(scope="module")
 def real():
-    return results(run_on("transformers==5.5.0", CHILDREN, GEMMA4))
+    return results(run_on("transformers==5.5.0", CHILDREN, GEMMA4, fresh=True))
 
 
 @pytest.mark.xdist_group("transformers==5.5.0")
@@ -30,7 +30,9 @@ def test_the_defect_is_gone_in_the_child(real, way):
 
 @pytest.mark.xdist_group("transformers==5.5.0")
 def test_the_opt_out_holds_in_every_child():
-    found = results(run_on("transformers==5.5.0", CHILDREN, GEMMA4, NRL_DISABLE_GEMMA4_KV_SHARING_PATCH="1"))
+    found = results(
+        run_on("transformers==5.5.0", CHILDREN, GEMMA4, fresh=True, NRL_DISABLE_GEMMA4_KV_SHARING_PATCH="1")
+    )
     for way in ("fork", "spawn", "forkserver", "pool"):
         assert (found[way]["present"], found[way]["state"]) == (True, "disabled")
 

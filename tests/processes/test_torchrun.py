@@ -15,7 +15,7 @@ pytestmark = pytest.mark.xdist_group("transformers==5.6.0")
 
 
 def train(*command, **environ):
-    return results(run_on("transformers==5.6.0", *command, **environ))
+    return results(run_on("transformers==5.6.0", *command, fresh=True, **environ))
 
 
 @pytest.mark.parametrize(

@@ -28,21 +28,20 @@ ENVIRONMENTS = {
 """What each is made of, the first in front."""
 
 
-def run(environment, script, *args, timeout=600, overlay=None, **environ):
-    """Run a script in a fresh interpreter on one of the environments; return the finished process.
+def run(environment, script, *args, overlay=None, **options):
+    """Run a script on one of the environments; return the finished process.
 
     Args:
         environment: A key of ``ENVIRONMENTS``.
         script: Its path.
         args: Its arguments.
-        timeout: In seconds.
         overlay: A folder to put in front of everything, or several.
-        environ: Environment variables.
+        options: Those of :func:`releases.run_in`.
     """
     folders = [build_part(part, FOLDER) for part in ENVIRONMENTS[environment]]
     overlays = overlay if isinstance(overlay, list) else [overlay] if overlay else []
     path = [*overlays, *folders, ROOT / "tests"]
-    return run_in(path, script, *args, timeout=timeout, VLLM_CACHE_ROOT=str(FOLDER / "vllm-cache"), **environ)
+    return run_in(path, script, *args, VLLM_CACHE_ROOT=str(FOLDER / "vllm-cache"), **options)
 
 
 def overlay_with(folder, environment, file, old, new):

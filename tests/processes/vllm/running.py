@@ -24,7 +24,14 @@ def start(script, *args, overlay=None, **environ):
     """Run a script on vLLM's CPU build; nothing of it outlives the call."""
     arguments = (_SECONDS, script, *args)
     return run(
-        "0.30.0", HERE / "supervised.py", *arguments, overlay=overlay, timeout=_SECONDS + 30, **_SMALL, **environ
+        "0.30.0",
+        HERE / "supervised.py",
+        *arguments,
+        overlay=overlay,
+        timeout=_SECONDS + 30,
+        fresh=True,
+        **_SMALL,
+        **environ,
     )
 
 

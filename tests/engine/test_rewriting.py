@@ -13,6 +13,7 @@ from standins import only
 
 import nrl_patches
 from nrl_patches import DeclarationError, Edit
+from nrl_patches.engine.compiled_source import compile_function, is_same
 from nrl_patches.engine.rewriting import Rewrite
 from nrl_patches.errors import MismatchError
 
@@ -213,6 +214,43 @@ def test_a_class_in_a_class_a_condition_and_an_inner_function(shapes):
     assert rewritten(shapes.Inner.Deep.method, "return x", "return -x")(None, 2) == -2
     assert rewritten(shapes.conditional, "return x", "return -x")(2) == -2
     assert rewritten(shapes.nested, "return y + 1", "return y - 1")(2) == 1
+
+
+def test_an_edit_may_import_and_define_what_it_needs(shapes):
+    new = rewritten(
+        shapes.plain,
+        "total = x + y",
+        """
+        import operator
+        class Sums:
+            by = operator.mul
+            both = (by, by)
+        total = Sums.both[1](x, y)
+        """,
+    )
+    assert new(5, 3) == 15
+
+
+@pytest.mark.parametrize(
+    "name", ["argparse", "asyncio.events", "contextlib", "dataclasses", "enum", "inspect", "typing"]
+)
+def test_every_function_of_a_module_compiles_to_the_code_that_runs(name):
+    module = importlib.import_module(name)
+    functions = {f for f in functions_of(module) if f.__code__.co_filename == module.__file__}
+    lines = inspect.getsource(module)
+    differ = [f for f in functions if not is_same(compile_function(lines, f, "anew"), f.__code__)]
+    assert len(functions) > 20
+    assert not differ
+
+
+def functions_of(module):
+    """The functions of a module and of its classes, undecorated; lambdas may share a line."""
+    scopes = [module, *(value for value in vars(module).values() if inspect.isclass(value))]
+    raw = [getattr(value, "__func__", value) for scope in scopes for value in vars(scope).values()]
+    for value in raw:
+        found = inspect.unwrap(value) if callable(value) else None
+        if inspect.isfunction(found) and found.__module__ == module.__name__ and found.__name__ != "<lambda>":
+            yield found
 
 
 def test_a_syntax_transformation(shapes):

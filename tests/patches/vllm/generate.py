@@ -7,6 +7,7 @@ engine's core runs in this process, so that functions can be sent to its worker 
 has not been persistent since 0.9.2, whose predecessors can't generate here; so here it is made persistent again.
 """
 
+import gc
 import json
 import os
 import sys
@@ -22,6 +23,7 @@ os.environ |= {
 }
 
 import tiny
+import torch._dynamo
 
 import nrl_patches
 
@@ -90,6 +92,11 @@ def main():
     folder = tiny.make(family, Path(tempfile.mkdtemp()) / family)
     if family == "gemma3":
         make_normalizer_persistent()
+    # vLLM compiles what counts ranks, and collects garbage nineteen times, through all of itself; neither is tested.
+    torch._dynamo.config.disable = True
+    from vllm import LLM  # noqa: F401 - the collector is to pass over it
+
+    gc.freeze()
     report = {"auto": generate(folder, "auto")}
     applied = [patch for patch, status in nrl_patches.status().items() if status.state == "applied"]
     for side in ("on", "off"):

@@ -149,10 +149,10 @@ def reloads():
             yield f"{kind}, {which} reload, {count}", outcome(model, weights) | {"kept": kept}
 
 
-def older_tower():
-    """One that is older than the patch."""
+def older_towers(count):
+    """Some that are older than the patch, made together, because to undo and to apply search the heap."""
     with nrl_patches.undo(LAYER_SCALE):
-        return tower()
+        return [tower() for _ in range(count)]
 
 
 def reloaded_tower():
@@ -169,10 +169,11 @@ def reloaded_tower():
 
 TOWERS = {
     "new": tower,
-    "older": older_tower,
+    "older": None,
     "reloaded": reloaded_tower,
     "cast": lambda: tower().to(torch.float64).to(torch.float32),
 }
+"""How each is made, None where that is :func:`older_towers`."""
 
 
 def untouched(model, _):
@@ -225,11 +226,12 @@ def written_with_explicit_values(model):
 
 def outside_writes():
     every = [(kind, write) for kind, writes in WRITERS.items() for write in writes]
-    for (kind, write), (made, make), then in itertools.product(every, TOWERS.items(), ("awake", "asleep")):
-        model = make()
+    each = [*itertools.product(every, TOWERS.items(), ("awake", "asleep"))]
+    for ((kind, write), (made, make), then), older in zip(each, older_towers(len(each)), strict=True):
+        model = make() if make else older
         own = scales(model)
         # From an engine without the patch into one with it, and back.
-        write(model, written_with_explicit_values(tower() if made == "older" else older_tower()))
+        write(model, written_with_explicit_values(older if make else tower()))
         if then == "asleep":
             sleep(model)
         weights = stream(())

@@ -92,7 +92,7 @@ def main():
     folder = tiny.make(family, Path(tempfile.mkdtemp()) / family)
     if family == "gemma3":
         make_normalizer_persistent()
-    # vLLM compiles what counts ranks, and collects garbage nineteen times, through all of itself; neither is tested.
+    # vLLM compiles what counts ranks, and collects garbage again and again; neither is what is tested.
     torch._dynamo.config.disable = True
     from vllm import LLM  # noqa: F401 - the collector is to pass over it
 

@@ -15,6 +15,7 @@ from nrl_patches.declaration import Patch
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide
+from nrl_patches.engine.rewriting import Rewrite
 from nrl_patches.engine.targets import locate, mark_of
 from nrl_patches.processes.launch import describe_end, run_code
 from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
@@ -68,7 +69,7 @@ def check_patch(patch_id: str, timeout: float = TIMEOUT) -> Iterator[Step]:
     broken = next((file for file in registry.broken if file.id == patch_id), None)
     if broken is not None or patch_id not in registry.patches:
         what = f"{broken.file}: {type(broken.error).__name__}: {broken.error}" if broken else "no file of that id"
-        yield Step("the file is loaded", what, "`nrl-patches new` writes one that is")
+        yield Step("the file is loaded", what, "mend what that says" if broken else "`nrl-patches list` shows every id")
         return
     patch = registry.patches[patch_id]
     yield Step("the file is loaded, with every field and heading")
@@ -99,8 +100,10 @@ def _sides(patch: Patch, timeout: float) -> Iterator[Step]:
     yield Step(name)
     on = run_side(patch.id, patched=True, timeout=timeout)
     yield Step("with the patch, it is applied", *_not_applied(patch, on))
+    if on.status not in {"", "applied"}:  # Then it cannot have repaired anything.
+        return
     yield Step("with the patch, the probe does not show the defect", *_still_there(on))
-    if on.status == "applied":
+    if on.status:
         yield from _permuted(patch, timeout)
 
 
@@ -110,6 +113,8 @@ def _not_applied(patch: Patch, on: Side) -> tuple[str, str]:
     if not on.status:
         return _last_line(on), _hint(on)
     reason = on.reason or f"it is {on.status}"
+    if any(isinstance(fix.build, Rewrite) for fix in patch.fixes) and on.status == "drifted":
+        return f"{on.status}: {reason}", "`old` of an `Edit` is whole lines of the target, and they are there once"
     hints = {
         "drifted": "the guard objects to the installed code, or the target has another name",
         "pending": f"the probe does not import {', '.join(sorted({fix.module for fix in patch.fixes}))}",

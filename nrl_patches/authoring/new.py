@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import difflib
 import importlib.util
 import re
 from dataclasses import dataclass
@@ -12,14 +13,15 @@ from string import Template
 
 import nrl_patches
 from nrl_patches.contributed import owner_of
-from nrl_patches.engine.distributions import find_installed
-from nrl_patches.engine.upstream_code import defined_at
+from nrl_patches.engine.distributions import find_installed, import_package
+from nrl_patches.engine.upstream_code import defined_at, module_source
 from nrl_patches.errors import Problem
 
 __all__ = ["Plan", "plan", "write"]
 
 _ID = re.compile(r"[a-z][a-z0-9_]*(\.[a-z][a-z0-9_]*)+")
 _TARGET = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+_DEFINITIONS = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ def plan(name: str, target: str, upstream: str, affected: str = "", package: str
         problems.append(f"the id needs the form distribution.subject_defect, not {name!r}")
     if not _TARGET.fullmatch(target):
         problems.append(f"--target needs the form module:qualname, not {target!r}")
+    else:
+        problems += _wrong_target(target, distribution)
     if not upstream.startswith("https://"):
         problems.append(f"--upstream needs an https link, not {upstream!r}")
     if not affected and (installed is None or installed.version is None):
@@ -103,7 +107,7 @@ def write(made: Plan) -> list[str]:
     made.file.write_text(made.text, encoding="utf-8")
     steps = [
         f"write the docstring, the probe and the fix in {made.file}",
-        f"`nrl-patches check {made.patch_id}` until it says so",
+        f"`nrl-patches check {made.patch_id}` until it finds nothing wrong",
     ]
     if made.root is None:
         return [*steps, f"`nrl-patches matrix --patch {made.patch_id}` measures the range"]
@@ -137,9 +141,29 @@ def _folder(package: str, problems: list[str]) -> tuple[Path, str]:
     except ModuleNotFoundError:
         spec = None
     if spec is None or not spec.submodule_search_locations:
-        problems.append(f"--package: no package {package!r} on the path")
+        problems.append(
+            f"--package: no package {package!r} on the path, to which the current directory does not belong: "
+            "install its distribution with `pip install --editable`, or set PYTHONPATH"
+        )
         return Path(), owner_of(package)
     return Path(next(iter(spec.submodule_search_locations))), owner_of(package.partition(".")[0])
+
+
+def _wrong_target(target: str, distribution: str) -> list[str]:
+    """Return what cannot be right about a target: another distribution has it, or its module has no such name."""
+    module, _, qualname = target.partition(":")
+    package = module.partition(".")[0]
+    if package != import_package(distribution):
+        return [f"--target is in {package}, so the id has to begin with {package}, whatever shows the defect"]
+    source = module_source(module)
+    if source is None or defined_at(target):
+        return []
+    *scope, name = qualname.split(".")
+    around = defined_at(":".join(filter(None, (module, ".".join(scope)))))
+    known = [node.name for scope in around for node in ast.walk(scope) if isinstance(node, _DEFINITIONS)]
+    close = difflib.get_close_matches(name, known, n=1)
+    # Names may be made as the module runs; only where one resembles it closely is it taken for a typo.
+    return [f"--target: {module} does not define {qualname}; did you mean {close[0]}?"] if close else []
 
 
 def _parameters(target: str) -> list[str]:

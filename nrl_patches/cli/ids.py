@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import fnmatch
 import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING
@@ -14,7 +15,17 @@ from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 
-__all__ = ["ANY_ID", "MEASURABLE_ID", "PATCH_ID", "PROBED_ID", "every_defect", "every_known", "nearest"]
+__all__ = [
+    "ANY_ID",
+    "MEASURABLE_ID",
+    "PATCH_ID",
+    "PROBED_ID",
+    "PROBED_IDS",
+    "every_defect",
+    "every_known",
+    "matching",
+    "nearest",
+]
 
 _MOST = 3
 
@@ -32,6 +43,17 @@ def every_defect() -> Mapping[str, Defect]:
 def every_known() -> list[Defect]:
     """Return all patches, and after them the defects without one whose range was measured by a probe."""
     return [defect for defect in every_defect().values() if defect.has_probe]
+
+
+def matching(patterns: Iterable[str]) -> list[Defect]:
+    """Return the defects of some ids and patterns, each once, in the order of the patterns.
+
+    Args:
+        patterns: Ids, or patterns such as ``vllm.*``; only what has a probe is matched by a pattern.
+    """
+    known, probed = every_defect(), {defect.id: defect for defect in every_known()}
+    found = {i: known[i] for p in patterns for i in ([p] if p in known else fnmatch.filter(probed, p))}
+    return list(found.values())
 
 
 def nearest(typed: str, known: Iterable[str]) -> str:
@@ -57,6 +79,7 @@ class _Id(_IdType):
         known: Returns the title of each defect that the command takes, by id.
         offered: Returns those that the shell completes; the same by default.
         lacks: What any other defect lacks, as a noun.
+        patterns: Whether a pattern that some ids match is taken too.
     """
 
     name = "id"
@@ -66,8 +89,10 @@ class _Id(_IdType):
         known: Callable[[], Mapping[str, str]],
         offered: Callable[[], Mapping[str, str]] | None = None,
         lacks: str = "",
+        *,
+        patterns: bool = False,
     ) -> None:
-        self._known, self._offered, self._lacks = known, offered or known, lacks
+        self._known, self._offered, self._lacks, self._patterns = known, offered or known, lacks, patterns
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> str:
         typed, known, retired = str(value), self._known(), default_activation().registry.retired
@@ -75,6 +100,10 @@ class _Id(_IdType):
             return typed
         if typed in retired:
             self.fail(f"{typed} is retired: {retired[typed]}", param, ctx)
+        if any(file.id == typed for file in default_activation().registry.broken):
+            self.fail(f"the file of {typed} cannot be loaded; `nrl-patches check {typed}` says why", param, ctx)
+        if self._patterns and fnmatch.filter(known, typed):
+            return typed
         if typed in every_defect():
             self.fail(f"{typed} has no {self._lacks}; see `nrl-patches explain {typed}`", param, ctx)
         hint = nearest(typed, known) or "`nrl-patches list` shows every id"
@@ -110,6 +139,9 @@ ANY_ID = _Id(_every_title)
 
 PROBED_ID = _Id(_every_title, _measurable)
 """The same where only the ids of what has a probe are worth completing."""
+
+PROBED_IDS = _Id(_every_title, _measurable, patterns=True)
+"""The same, or a pattern; see :func:`matching`."""
 
 MEASURABLE_ID = _Id(_measurable, lacks="probe")
 """The type for ids of what has a probe."""

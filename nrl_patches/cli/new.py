@@ -24,7 +24,7 @@ __all__ = ["check", "new"]
 def new(*, name: str, target: str, upstream: str, affected: str, package: str) -> None:
     """Write the file of a new patch, with a probe that fails until it is written, and say what remains.
 
-    ID is the package of the distribution, a dot, and what the patch is about: transformers.subject_defect. In a
+    ID is the package that has the target, a dot, and what the patch is about: transformers.subject_defect. In a
     checkout of this project the lines in CHANGELOG.md, README.md and docs/environment.md are written as well;
     elsewhere --package is needed.
 
@@ -57,4 +57,6 @@ def check(*, patch_id: str, timeout: float) -> None:
             click.echo(f"        found: {step.problem}")
         if step.problem and step.hint:
             click.echo(f"        do:    {step.hint}")
+    if good:
+        click.echo(f"nothing is wrong here; `nrl-patches matrix --patch {patch_id}` measures the other releases")
     sys.exit(int(not good))

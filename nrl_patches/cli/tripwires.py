@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import click
 
-from nrl_patches.cli.ids import PROBED_ID, every_defect, every_known
+from nrl_patches.cli.ids import PROBED_IDS, every_known, matching
 from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, drawn, on_terminal, write_report
 from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
@@ -19,7 +19,7 @@ __all__ = ["tripwires"]
 
 
 @click.command()
-@click.argument("ids", nargs=-1, metavar="[ID]...", type=PROBED_ID)
+@click.argument("ids", nargs=-1, metavar="[ID]...", type=PROBED_IDS)
 @click.option(
     "--allow",
     "allowed",
@@ -50,6 +50,8 @@ def tripwires(
 ) -> None:
     """Run the probes without and with their patches, and say which patches are needed, obsolete or broken.
 
+    An ID may be a pattern, such as 'vllm.*'.
+
     Exits with 0 only if every verdict is needed, not affected, not installed, or allowed; with 1 if one is not; with 2
     if the command is misused, as by an --output that cannot be written; with 3 if a report could not be written after
     all, which is then printed.
@@ -61,8 +63,7 @@ def tripwires(
     summary = os.environ.get("GITHUB_STEP_SUMMARY", "") if "github" in chosen else ""
     check_places([(place, "--output") for place in places if place != "-"])
     check_places([(summary, "GITHUB_STEP_SUMMARY")] if summary else [])
-    known = every_defect()
-    patches = [known[patch_id] for patch_id in ids] or every_known()
+    patches = matching(ids) or every_known()
     found = _run(patches, timeout)
     verdicts = {Verdict(name) for name in allowed}
     written = True

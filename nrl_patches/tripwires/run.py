@@ -244,6 +244,8 @@ def _verdict_on_repair(patch: Defect, off: Side, on: Side | None) -> tuple[Verdi
         return Verdict.KNOWN, f"the defect is there, and is not repaired here: {_shown(off)}", patch.advice
     if on is not None and on.present:
         step = f"report it to {patch.upstream[0]} or narrow `affected`"
+        if on.status != "applied":
+            step = f"`nrl-patches check {patch.id}` says more: {on.reason}"
         return Verdict.INEFFECTIVE, f"the defect stays with the patch ({on.status}): {_shown(on)}", step
     return Verdict.NEEDED, f"the defect is there without the patch and gone with it: {_shown(off)}", ""
 

@@ -66,6 +66,39 @@ def test_the_guide_leads_to_a_green_check(checkout):
     assert done.returncode == 0, done.stdout
     assert "FAILED" not in done.stdout
     assert "ok      standin.core:count is undone and applied again" in done.stdout
+    assert done.stdout.endswith(
+        f"nothing is wrong here; `nrl-patches matrix --patch {ID}` measures the other releases\n"
+    )
+
+
+def test_what_was_not_applied_is_not_blamed_for_the_defect(written):
+    replace(written, 'parameters=""', 'parameters="x"')
+    done = run(written, ["check", ID])
+    assert done.returncode == 1
+    assert done.stdout.count("FAILED") == 1
+    said = run(written, ["tripwires", "standin.*"])
+    assert said.returncode == 1
+    assert f"next step: `nrl-patches check {ID}` says more: " in said.stdout
+    assert "has no parameter x" in said.stdout
+
+
+@pytest.mark.parametrize(
+    ("edit", "failed"),
+    [
+        ("", ""),
+        ("return 2", "`old` of an `Edit` is whole lines of the target"),
+    ],
+)
+def test_a_rewrite_is_checked_too(written, edit, failed):
+    text = written.file.read_text(encoding="utf-8")
+    begin, end = text.index("@patch.fix"), text.index("@patch.probe")
+    old = edit or "return 1"
+    rewrite = f'patch.rewrite("standin.core:count", Edit("{old}", "return 2"))\n\n\n'
+    written.file.write_text(text[:begin] + rewrite + text[end:], encoding="utf-8")
+    replace(written, "import Observation, Patch, mismatch", "import Edit, Observation, Patch")
+    done = run(written, ["check", ID])
+    assert done.returncode == int(bool(failed)), done.stdout
+    assert failed in done.stdout
 
 
 @pytest.fixture
@@ -123,6 +156,8 @@ def test_all_that_is_wrong_with_the_fields_is_said_at_once(written):
     [
         ({"ID": "count"}, "the id needs the form"),
         ({"--target": "standin.core"}, "--target needs the form"),
+        ({"--target": "other.core:count"}, "the id has to begin with other"),
+        ({"--target": "standin.core:coun"}, "standin.core does not define coun; did you mean count?"),
         ({"--upstream": "issue 1"}, "--upstream needs an https link"),
         ({"ID": "nothing.count"}, "--affected is needed"),
         ({"--package": "no.package"}, "no package 'no.package' on the path"),

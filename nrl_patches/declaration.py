@@ -18,6 +18,7 @@ HEADINGS = ("Problem", "Hit by", "Fix", "Remove when")
 
 _MODULE = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 _TARGET = re.compile(rf"{_MODULE.pattern}:{_MODULE.pattern}")
+_REWRITABLE = re.compile(rf"{_MODULE.pattern}(:{_MODULE.pattern})?")
 _OPT_OUT = re.compile(r"[A-Z][A-Z0-9_]*_DISABLE_[A-Z0-9_]+")
 
 _BuildT = TypeVar("_BuildT", bound=Build)
@@ -66,9 +67,7 @@ class Patch(Defect):
             DeclarationError: The target has not the form ``module:qualname``, belongs to none of the distributions in
                 ``affected``, or has a fix already.
         """
-        self._check_target(target)
-        if not _TARGET.fullmatch(target):
-            raise self.error(f"fix: target needs the form module:qualname, not {target!r}")
+        self._check_target(target, _TARGET)
 
         def declare(build: _BuildT) -> _BuildT:
             self.fixes = (*self.fixes, Fix(target, build, guard))
@@ -88,16 +87,16 @@ class Patch(Defect):
             edits: What to change: texts, or functions over the syntax of the target; see :mod:`nrl_patches.edits`.
 
         Raises:
-            DeclarationError: No edits, or the same as for :meth:`fix`.
+            DeclarationError: No edits, one without old lines, or the same as for :meth:`fix`.
         """
-        self._check_target(target)
-        if not edits:
-            raise self.error(f"rewrite: {target!r} has no edits")
-        build = Rewrite(target, edits)
+        self._check_target(target, _REWRITABLE)
+        if not edits or any(isinstance(edit, Edit) and not edit.old.strip() for edit in edits):
+            raise self.error(f"rewrite: {target!r} has no edits, or one without old lines")
+        build = Rewrite(edits)
         self.fixes = (*self.fixes, Fix(target, build, build.mismatch))
 
-    def _check_target(self, target: str) -> None:
-        if not _TARGET.fullmatch(target) and not _MODULE.fullmatch(target):
+    def _check_target(self, target: str, form: re.Pattern[str]) -> None:
+        if not form.fullmatch(target):
             raise self.error(f"fix: target needs the form module:qualname, not {target!r}")
         if not self.is_about(target):
             raise self.error(f"fix: {target!r} belongs to none of the distributions in affected")

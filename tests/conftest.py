@@ -1,5 +1,6 @@
 import os
 from pathlib import Path
+from unittest import mock
 
 import forks
 import pytest
@@ -27,6 +28,13 @@ def pytest_collection_modifyitems(items):
         markers |= {"releases" for mark in item.iter_markers("xdist_group") if "==" in str(mark.args)}
         for marker in sorted(markers) or ["fast"]:
             item.add_marker(marker)
+
+
+@pytest.fixture(autouse=True)
+def _environment():
+    # What a test compiles leaves TORCHINDUCTOR_CACHE_DIR behind, and forks.py compares what torch reads at its start.
+    with mock.patch.dict(os.environ):
+        yield
 
 
 @pytest.fixture

@@ -66,7 +66,8 @@ class Server:
         Raises:
             subprocess.TimeoutExpired: It was killed.
         """
-        assert read_once(environ) == self._read_once, "a variable that takes a fresh interpreter"
+        other = read_once(environ).items() ^ self._read_once.items()
+        assert not other, f"variables that take a fresh interpreter: {sorted(other)}"
         request = {"arguments": arguments, "environ": environ, "folder": str(Path.cwd()), "timeout": timeout}
         with (
             tempfile.TemporaryFile("w+", encoding="utf-8") as output,

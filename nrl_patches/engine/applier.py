@@ -43,17 +43,17 @@ class Applier:
         self._records = {patch.id: Record() for patch in registry}
         self._awaited: set[tuple[str, str]] = set()
 
-    def on_executing(self, patch: Patch, fix: Fix, module: ModuleType, text: str) -> str:
+    def on_executing(self, patch: Patch, fix: Fix, module: ModuleType, text: str | None) -> str | None:
         """Rewrite the statements of a module that is about to be executed, if the patch is to be applied.
 
         Args:
             patch: The patch.
             fix: One of its fixes, whose target is the module.
             module: The module.
-            text: Its source, with what other patches have changed in it.
+            text: Its source, with what other patches have changed in it; None if it has none.
 
         Returns:
-            The source to execute.
+            The source to execute; None if there is none.
 
         Raises:
             PatchError: Under strict mode, that the patch has drifted or failed.
@@ -172,5 +172,5 @@ class _BodyEditor:
     patch: Patch
     fix: Fix
 
-    def __call__(self, module: ModuleType, text: str) -> str:
+    def __call__(self, module: ModuleType, text: str | None) -> str | None:
         return self.applier.on_executing(self.patch, self.fix, module, text)

@@ -16,8 +16,8 @@ from nrl_patches.fixes import Fix
 
 __all__ = ["EXECUTED", "BodyEditor", "check_rewritten", "execute", "is_rewritten", "rewrite"]
 
-BodyEditor = Callable[[ModuleType, str], str]
-"""Takes a module that is about to be executed and its source, and returns the source to execute."""
+BodyEditor = Callable[[ModuleType, "str | None"], "str | None"]
+"""Takes a module that is about to be executed and its source, None if it has none; returns the source to execute."""
 
 EXECUTED = "the statements of a module that was executed cannot be undone; a new process has upstream's"
 
@@ -39,39 +39,34 @@ def execute(loader: Any, module: ModuleType, editors: Sequence[BodyEditor]) -> b
         Exception: Whatever the editors or the module raise.
     """
     name = namespace(module)["__name__"]
-    get_source = getattr(loader, "get_source", None)
-    try:
-        text = get_source(name) if get_source is not None else None
-    except (ImportError, OSError):
-        return False
-    if text is None:
-        return False
-    new = text
+    text = new = _source(loader, name)
     for edit in editors:
         new = edit(module, new)
-    if new == text:
+    if new is None or new == text:
         return False
     file = remember(namespace(module).get("__file__") or f"<{name}>", new, new)
     exec(compile(new, file, "exec", dont_inherit=True), namespace(module))  # noqa: S102 - upstream's, edited
     return True
 
 
-def rewrite(patch_id: str, fix: Fix, module: ModuleType, text: str) -> str:
+def rewrite(patch_id: str, fix: Fix, module: ModuleType, text: str | None) -> str:
     """Return the source of a module with a fix in it, and note in the module that it has it.
 
     Args:
         patch_id: The patch.
         fix: One of its fixes, whose target is a module.
         module: The module.
-        text: Its source.
+        text: Its source; None if it has none.
 
     Raises:
-        MismatchError: An edit does not match.
+        MismatchError: An edit does not match, or there is no source.
         SyntaxError: The result is no Python.
         TypeError: The fix is no rewrite.
     """
     if not isinstance(fix.build, Rewrite):
         raise TypeError(f"{fix.target} is a module, which can only be rewritten")
+    if text is None:
+        raise MismatchError(f"the source of {fix.module}", "none, as where only bytecode is installed")
     new = fix.build.text(text)
     compile(new, fix.module, "exec", dont_inherit=True)
     # With the spec, which a reload replaces: the mark must not outlive what it was set for.
@@ -114,3 +109,11 @@ def check_rewritten(patch_id: str, fix: Fix) -> None:
 def _marks(module: ModuleType) -> tuple[str, ...]:
     spec, ids = namespace(module).get(_MARK, (None, ()))
     return ids if spec is namespace(module).get("__spec__") else ()
+
+
+def _source(loader: Any, name: str) -> str | None:
+    get_source: Callable[[str], str | None] | None = getattr(loader, "get_source", None)
+    try:
+        return get_source(name) if get_source is not None else None
+    except (ImportError, OSError):
+        return None

@@ -42,12 +42,10 @@ class Rewrite:
     """The build of a fix that edits the source of its target.
 
     Args:
-        target: ``module:qualname`` of a function, or ``module`` for the statements of a module.
         edits: What to change.
     """
 
-    def __init__(self, target: str, edits: Sequence[Edit | Transform]) -> None:
-        self.target = target
+    def __init__(self, edits: Sequence[Edit | Transform]) -> None:
         self.edits = tuple(edits)
 
     def __call__(self, function: Callable[..., Any]) -> FunctionType:

@@ -2,6 +2,7 @@
 
 import importlib
 import inspect
+import py_compile
 import sys
 
 import pytest
@@ -127,3 +128,15 @@ def test_a_fix_of_a_function_in_it_applies_as_well(sandbox, core):
     activation = sandbox.activate()
     assert importlib.import_module(core).count() == 2
     assert {str(status.state) for status in activation.status().values()} == {"applied"}
+
+
+def test_without_source_it_is_drift_and_told_before_the_import_fails(sandbox, core, caplog):
+    file = sandbox.folder / sandbox.name / "core.py"
+    py_compile.compile(str(file), cfile=str(file.with_suffix(".pyc")))
+    file.unlink()
+    importlib.invalidate_caches()
+    activation = sandbox.activate()
+    with pytest.raises(ImportError, match="not_there"):
+        importlib.import_module(core)
+    assert only(activation).state == "drifted"
+    assert "only bytecode is installed" in caplog.text

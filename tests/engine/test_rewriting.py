@@ -125,8 +125,8 @@ def shapes(sandbox):
     return importlib.import_module(f"{sandbox.name}.shapes")
 
 
-def rewritten(function, old, new, **more):
-    return Rewrite("standin:function", [Edit(old, new)], **more)(function)
+def rewritten(function, old, new):
+    return Rewrite([Edit(old, new)])(function)
 
 
 def test_only_the_edited_line_changes(shapes):
@@ -258,10 +258,10 @@ def test_a_syntax_transformation(shapes):
         def visit_Add(self, _node):
             return ast.Sub()
 
-    new = Rewrite("standin:plain", [Subtract().visit])(shapes.plain)
+    new = Rewrite([Subtract().visit])(shapes.plain)
     assert new(5, 1) == 4
     assert "total = x - y" in inspect.getsource(new)
-    method = Rewrite("standin:Shape.method", [Subtract().visit])(shapes.Shape.method)
+    method = Rewrite([Subtract().visit])(shapes.Shape.method)
     assert method(shapes.Shape(), 5) == 2
 
 
@@ -446,6 +446,8 @@ def test_a_declaration_needs_edits_and_a_target_of_its_own():
     )
     with pytest.raises(DeclarationError, match="no edits"):
         patch.rewrite("vllm.module:function")
+    with pytest.raises(DeclarationError, match="one without old lines"):
+        patch.rewrite("vllm.module:function", Edit("", "b"))
     patch.rewrite("vllm.module:function", Edit("a", "b"))
     with pytest.raises(DeclarationError, match="two fixes"):
         patch.rewrite("vllm.module:function", Edit("a", "b"))

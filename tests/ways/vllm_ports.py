@@ -1,6 +1,7 @@
 """Every way by which an engine of vLLM chooses ports for its workers; a way returns 0 where all is well."""
 
 import contextlib
+import inspect
 import os
 import threading
 from datetime import timedelta
@@ -99,7 +100,8 @@ def read_by_another():
     reader.wait_until_ready()
     writing.join()
     writer.enqueue(MESSAGE)
-    return reader.dequeue(timeout=20) != MESSAGE
+    timed = "timeout" in inspect.signature(reader.dequeue).parameters  # Not in 0.6.
+    return reader.dequeue(**({"timeout": 20} if timed else {})) != MESSAGE
 
 
 def wrong_address():

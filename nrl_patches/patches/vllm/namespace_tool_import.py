@@ -25,7 +25,10 @@ from nrl_patches import Edit, Observation, Patch
 patch = Patch(
     __name__,
     affected="vllm>=0.25.0,<0.30.0",
-    upstream=("https://github.com/NVIDIA-NeMo/RL/blob/main/nemo_rl/models/generation/vllm/patches.py",),
+    upstream=(
+        "https://github.com/vllm-project/vllm/issues/49103",
+        "https://github.com/vllm-project/vllm/pull/49104",
+    ),
     opt_out="NRL_DISABLE_VLLM_NAMESPACE_TOOL_IMPORT_PATCH",
 )
 

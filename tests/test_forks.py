@@ -151,7 +151,7 @@ def test_nothing_outlives_a_test_run_that_is_killed(tmp_path):
 
 
 def test_a_variable_that_is_read_at_the_start_takes_a_fresh_interpreter(start):
-    with pytest.raises(AssertionError, match="fresh interpreter.*TORCH_LOGS"):
+    with pytest.raises(AssertionError, match=r"fresh interpreter.*TORCH_LOGS"):
         run(start(), Path("script.py"), TORCH_LOGS="all")
 
 

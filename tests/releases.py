@@ -21,16 +21,20 @@ ENVIRONMENTS = (
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
     "transformers==5.0.0",
+    "transformers==5.2.0",  # the first whose Trainer divides gradients twice
     "transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
     "transformers==5.5.0",  # the first with Gemma 4
     "transformers==5.5.1",
     "transformers==5.5.2",  # the first in which Gemma 4 shares without a cache
-    "transformers==5.5.4",
+    "transformers==5.5.3",
+    "transformers==5.5.4",  # the first whose Trainer doesn't
     "transformers==5.6.0",  # the first in which Gemma 3n shares without a cache, and with that rule
     "peft==0.21.2 & transformers==5.8.1",
     "peft==0.19.0 & transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
+    "transformers==5.16.1",
+    "transformers==5.17.0",  # the first whose Gemma 3 divides by tokens
     "transformers==5.22.2",
     "transformers==5.23.0",  # the first whose shared states accelerate can move
     "peft==0.21.2 & transformers==5.24.0",

@@ -126,6 +126,31 @@ LOADING = without(
 )
 ENGINE = without("an engine of vLLM trains nothing and compiles after the weights are there", *RULE[1:17])
 
+ACCUMULATION = {
+    "call by position and by keyword": "* Trainer",
+    "eager": "* Trainer, reported loss",
+    "compile, backend eager": "* compile eager",
+    "compile, backend aot_eager": "* compile aot_eager",
+    "compile, backend inductor": "* compile inductor",
+    "compile, fullgraph": "* compile fullgraph",
+    "no checkpointing": "* Trainer",
+    "checkpointing, non-reentrant": "* checkpointing non-reentrant",
+    "checkpointing, reentrant": "* checkpointing reentrant",
+    "DDP": "* DDP of two ranks",
+    "LoRA": "* LoRA",
+    "Trainer": "* Trainer",
+    "autocast": "* autocast",
+    "deepcopy": "* deepcopy",
+    "pickle": "* pickle",
+    "subclass": "* subclass*",
+}
+ACCUMULATION_LEFT_OUT = without(
+    "the Trainer is told what to divide by before and after the model is called, and wraps it by itself",
+    "checkpointing, torch's wrapper",
+    "DDP, find_unused_parameters",
+    "FSDP2",
+)
+
 SUBJECTS = (
     Subject(
         "KV sharing in Gemma 4",
@@ -167,6 +192,53 @@ SUBJECTS = (
             },
             ("transformers==4.55.4", "compile * use_cache=True"): "Unsupported hasattr call",
         },
+    ),
+    Subject(
+        "accumulated gradients in transformers",
+        patches=("transformers.trainer_divides_*",),
+        module="accumulation",
+        environments={
+            "transformers==5.2.0": {"families": "llama"},
+            "transformers==5.4.0": {"families": "llama", "compiles": "llama"},
+            "transformers==5.5.3": {"families": "llama"},
+        },
+        fixed="transformers==5.5.4",
+        covers=ACCUMULATION,
+        leaves_out=ACCUMULATION_LEFT_OUT,
+    ),
+    Subject(
+        "accumulated losses in transformers",
+        patches=("transformers.*_loss_ignores_token_count", "transformers.accepts_loss_kwargs_denied"),
+        module="accumulation",
+        environments={
+            # Its Gemma 3n makes NaN of rows that are padded, and cannot be checkpointed reentrantly.
+            "transformers==4.53.0": {"families": "gemma3"},
+            "transformers==4.56.0": {"families": "gemma3n qwen2_5_vl"},
+            "transformers==5.5.0": {"families": "gemma3n gemma4"},
+            "transformers==5.5.4": {"families": "gemma3n gemma4", "compiles": "gemma4"},
+            beside_peft("5.8.1"): {"families": "gemma3 gemma3n gemma4 qwen2_5_vl", "compiles": "gemma3"},
+            "transformers==5.16.1": {"families": "gemma3"},
+            beside_peft("5.24.0"): {"families": "gemma3n gemma4 qwen2_5_vl", "compiles": "qwen2_5_vl"},
+        },
+        covers=ACCUMULATION,
+        leaves_out=ACCUMULATION_LEFT_OUT,
+    ),
+    Subject(
+        "layers that stay whole in transformers",
+        patches=("transformers.absent_no_split_modules",),
+        module="no_split_modules",
+        environments={
+            beside_peft(version): {} for version in ("4.53.0", "5.0.0", "5.5.0", "5.9.0", "5.16.1", "5.24.0")
+        },
+        covers={
+            "FSDP2": "* FSDP2",
+            "LoRA": "* LoRA",
+            "deepcopy": "* deepcopy",
+            "pickle": "* pickle",
+            "subclass": "* subclass",
+        },
+        leaves_out=without("in every form by structure.py", "call")
+        | without("names are read by who places or shards a model, before it runs", *RULE[1:13], "Trainer", "autocast"),
     ),
     Subject(
         "Qwen-VL in transformers",

@@ -1,0 +1,229 @@
+"""Every way to train a model by accumulated batches, against its rows run alone and weighted by their tokens."""
+
+import copy
+import functools
+import importlib
+import os
+import pickle
+import tempfile
+from functools import partial
+from unittest import mock
+
+import accelerate
+import torch
+
+from nrl_patches.patches._shared import accumulation, two_ranks
+
+ROWS = accumulation.rows()
+TOKENS = sum(len(row) - 1 for row in ROWS)
+"""What is predicted; what is first in its row is not."""
+
+PATCHES = {
+    "llama": "trainer_divides_gradients_twice",
+    "gemma3": "gemma3_loss_ignores_token_count",
+    "gemma3n": "gemma3n_loss_ignores_token_count",
+    "gemma4": "gemma4_loss_ignores_token_count",
+    "qwen2_5_vl": "accepts_loss_kwargs_denied",
+}
+
+
+def build(family):
+    module = importlib.import_module(f"nrl_patches.patches.transformers.{PATCHES[family]}")
+    return accumulation.seeded(module.tiny_model)
+
+
+def collate(family, rows):
+    """Older releases count the first label of a text model, whose class says nothing wrong, in every batch alike."""
+    batch = accumulation.collate(rows)
+    if family == "llama":
+        batch["labels"][:, 0] = -100
+    return batch
+
+
+def train(family, model, *, accumulated=True, **arguments):
+    """Return the Trainer after one update of all rows."""
+    import transformers
+
+    # One that has trained in half precision leaves that behind, here and in an environment variable.
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    batch, steps = (1, len(ROWS)) if accumulated else (len(ROWS), 1)
+    ranks = int(os.environ.get("WORLD_SIZE", "1"))
+    with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
+        settings = transformers.TrainingArguments(
+            folder,
+            per_device_train_batch_size=batch,
+            per_device_eval_batch_size=1,
+            gradient_accumulation_steps=steps // ranks,
+            max_steps=1,
+            optim="sgd",
+            learning_rate=1.0,
+            lr_scheduler_type="constant",
+            max_grad_norm=0,
+            remove_unused_columns=False,
+            report_to=[],
+            save_strategy="no",
+            disable_tqdm=True,
+            use_cpu=True,
+            dataloader_pin_memory=False,
+            **arguments,
+        )
+        trainer = transformers.Trainer(
+            model=model, args=settings, data_collator=partial(collate, family), train_dataset=ROWS, eval_dataset=ROWS
+        )
+        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
+        trainer.said = trainer.model_accepts_loss_kwargs
+        before = weights(model)
+        trainer.found_loss = trainer.train().training_loss
+        trainer.found = {name: before[name] - weight for name, weight in weights(model).items()}
+    return trainer
+
+
+def weights(model):
+    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+
+
+def by_tokens(family, model, *, share=None):
+    """The gradient of the mean over all tokens, of rows that are run alone; or of another share of each row."""
+    model.zero_grad()
+    for row in ROWS:
+        loss = model(**collate(family, [row])).loss
+        (loss * ((len(row) - 1) / TOKENS if share is None else share)).backward()
+    found = {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+    return {name: gradient.detach().clone() for name, gradient in found.items()}
+
+
+@functools.cache
+def reference(family):
+    return by_tokens(family, build(family))
+
+
+def distance(found, expected):
+    gaps = [(found[n] - expected.get(n, torch.zeros_like(found[n]))).norm() for n in found]
+    return (torch.stack(gaps).norm() / torch.stack([g.norm() for g in expected.values()]).norm()).item()
+
+
+def accumulated(family, model=None, **arguments):
+    trainer = train(family, model or build(family), **arguments)
+    assert trainer.model_accepts_loss_kwargs is trainer.said
+    return distance(trainer.found, reference(family))
+
+
+def reported(family):
+    rows = [build(family)(**collate(family, [row])).loss.item() * (len(row) - 1) for row in ROWS]
+    return abs(train(family, build(family)).found_loss - sum(rows) / TOKENS)
+
+
+def one_batch(family):
+    return distance(train(family, build(family), accumulated=False).found, reference(family))
+
+
+def evaluated(family):
+    """The mean of the batches, as without the patch; the first label counts in older releases, where it is one."""
+    trainer = train(family, build(family), eval_strategy="no")
+    model = trainer.model.eval()
+    with torch.no_grad():
+        expected = sum(model(**collate(family, [row])).loss.item() for row in ROWS) / len(ROWS)
+    return abs(trainer.evaluate()["eval_loss"] - expected)
+
+
+def checkpointed(family, *, use_reentrant):
+    settings = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": use_reentrant}}
+    return accumulated(family, **settings)
+
+
+def compiled(family, backend):
+    torch._dynamo.reset()
+    return accumulated(family, torch_compile=True, torch_compile_backend=backend)
+
+
+def fullgraph(family):
+    """The forward by itself, with the number of tokens that the Trainer hands it."""
+    torch._dynamo.reset()
+    model = build(family)
+    forward = torch.compile(model, backend="aot_eager", fullgraph=True)
+    batch = accumulation.collate(ROWS)
+    loss = forward(**batch, num_items_in_batch=torch.tensor(2 * TOKENS)).loss
+    loss.backward()
+    expected = {name: gradient / 2 for name, gradient in reference(family).items()}
+    return distance({n: p.grad for n, p in model.named_parameters() if p.grad is not None}, expected)
+
+
+def lora(family):
+    import peft
+
+    def adapted():
+        config = peft.LoraConfig(r=2, target_modules=["q_proj", "v_proj"], init_lora_weights=False)
+        with torch.random.fork_rng():
+            torch.manual_seed(1)
+            return peft.get_peft_model(build(family), config)
+
+    return distance(train(family, adapted()).found, by_tokens(family, adapted()))
+
+
+def in_bfloat16(family):
+    """What autocast rounds is the same in rows that are run alone."""
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = by_tokens(family, build(family))
+    return distance(train(family, build(family), bf16=True).found, expected)
+
+
+def ranks(family):
+    """Two gloo ranks of two rows each, whose tokens are counted together."""
+
+    def rank():
+        return {"far": accumulated(family, average_tokens_across_devices=True)}
+
+    return two_ranks.run(rank)["far"]
+
+
+def subclass(family, *, own_loss=False):
+    """One that only has another name trains as its base; one with a loss of its own, as without the patch."""
+    model = build(family)
+    kind = type(model)
+
+    class Renamed(kind):
+        __module__ = kind.__module__  # transformers reads the source of the module that a model's class is from.
+
+    class OwnLoss(Renamed):
+        __module__ = kind.__module__
+        accepts_loss_kwargs = False
+
+        def forward(self, *args, num_items_in_batch=None, **kwargs):
+            assert num_items_in_batch is None
+            return super().forward(*args, **kwargs)
+
+    model.__class__ = OwnLoss if own_loss else Renamed
+    if not own_loss:
+        return accumulated(family, model)
+    return distance(train(family, model).found, by_tokens(family, build(family), share=1 / len(ROWS)))
+
+
+def ways(*, families, compiles=""):
+    """Yield the name of each way and the function that goes it.
+
+    Args:
+        families: Keys of ``PATCHES``.
+        compiles: The one of them that is compiled, too; that takes half a minute.
+    """
+    for family in families.split():
+        yield from ways_of(family)
+    if compiles:
+        yield f"{compiles} compile fullgraph", partial(fullgraph, compiles)
+        for backend in ("eager", "aot_eager", "inductor"):
+            yield f"{compiles} compile {backend}", partial(compiled, compiles, backend)
+
+
+def ways_of(family):
+    yield f"{family} Trainer", partial(accumulated, family)
+    yield f"{family} Trainer, reported loss", partial(reported, family)
+    yield f"{family} Trainer, one batch", partial(one_batch, family)
+    yield f"{family} Trainer, evaluation", partial(evaluated, family)
+    yield f"{family} checkpointing non-reentrant", partial(checkpointed, family, use_reentrant=False)
+    yield f"{family} checkpointing reentrant", partial(checkpointed, family, use_reentrant=True)
+    yield f"{family} LoRA", partial(lora, family)
+    yield f"{family} autocast", partial(in_bfloat16, family)
+    yield f"{family} DDP of two ranks", partial(ranks, family)
+    yield f"{family} deepcopy", lambda: accumulated(family, copy.deepcopy(build(family)))
+    yield f"{family} pickle", lambda: accumulated(family, pickle.loads(pickle.dumps(build(family))))
+    yield f"{family} subclass", partial(subclass, family)
+    yield f"{family} subclass with a loss of its own", partial(subclass, family, own_loss=True)

@@ -8,7 +8,8 @@ Prints a JSON object with three parts, each by patch id:
 - ``on``: the probes with the patches as ``import nrl_patches`` applies them; then the structural ways.
 - ``ways``: what became of every way to use a target, by subject, patched; and unpatched where that is to be known.
 
-The probe of a patch whose distributions are not all installed is not run.
+A patch is measured where an environment is named by the distribution along which it is declared; elsewhere, such as a
+patch of transformers beside vLLM, only its status is told. No probe is run whose distributions are not all installed.
 
     python contract_side.py ENVIRONMENT SUBJECT NAME...
 
@@ -89,10 +90,19 @@ def registry_with_targets():
     return registry
 
 
-def observed(patch):
+def is_measured(patch, environment):
+    from nrl_patches.matrix.names import parse_environment
+    from nrl_patches.matrix.plan import axis
+
+    return axis(patch) in parse_environment(environment)
+
+
+def observed(patch, environment):
     from nrl_patches.engine.distributions import find_installed
 
     report = {"affected": patch.affected.decide(find_installed).answer.value}
+    if not is_measured(patch, environment):
+        return report
     if any(find_installed(distribution) is None for distribution in patch.affected.distributions):
         return report | {"present": None}
     try:
@@ -102,10 +112,11 @@ def observed(patch):
     return report | {"present": seen.present, "evidence": dict(seen.evidence)}
 
 
-def off(subjects):
+def off(environment, subjects):
     """The side without patches.
 
     Args:
+        environment: Its name.
         subjects: The names of the ways to go, by subject.
     """
     os.environ["NRL_PATCHES"] = "0"
@@ -113,8 +124,8 @@ def off(subjects):
     gc.freeze()
     registry = registry_with_targets()
     gone = {name: forked(went, name, {}, names) for name, names in subjects.items()}
-    report = {patch.id: observed(patch) for patch in registry}
-    for patch_id, name, good in permutations(registry):
+    report = {patch.id: observed(patch, environment) for patch in registry}
+    for patch_id, name, good in permutations(registry, environment):
         report[patch_id].setdefault("permutations", {})[name] = good
     return {"patches": report, "ways": gone}
 
@@ -133,7 +144,7 @@ def on(environment):
         for subject in SUBJECTS
         if environment in subject.environments
     }
-    report = {patch.id: observed(patch) for patch in registry}
+    report = {patch.id: observed(patch, environment) for patch in registry}
     for patch_id, status in nrl_patches.status().items():
         patch = registry.patches[patch_id]
         marks = [getattr(getattr(raw, "__func__", raw), MARK, None) for raw in held(patch)]
@@ -145,7 +156,7 @@ def on(environment):
             "reason": status.reason,
             "notes": status.notes,
             "marked": marked,
-            "structure": dict(structure(patch)) if applied else {},
+            "structure": dict(structure(patch)) if applied and is_measured(patch, environment) else {},
         }
     return {"patches": report, "ways": gone}
 
@@ -184,12 +195,12 @@ def states(activation):
     return {patch_id: str(status.state) for patch_id, status in activation.status().items()}
 
 
-def permutations(registry):
+def permutations(registry, environment):
     """Yield the name and outcome of each permutation of activate, apply, undo; True is good."""
     from nrl_patches.engine.activation import Activation
 
     before = {patch.id: held(patch) for patch in registry}
-    for patch in registry:
+    for patch in (patch for patch in registry if is_measured(patch, environment)):
         for name, good in permutations_of(patch, registry, before[patch.id]):
             yield patch.id, name, good
     activation = Activation(registry, {})
@@ -233,7 +244,7 @@ def main(environment):
         subject: [name for name, outcome in gone.items() if "error" in outcome]
         for subject, gone in patched["ways"].items()
     }
-    unpatched = forked(off, {subject: names for subject, names in raised.items() if names})
+    unpatched = forked(off, environment, {subject: names for subject, names in raised.items() if names})
     report = {"on": patched["patches"], "off": unpatched["patches"]}
     print(json.dumps(report | {"ways": {"on": patched["ways"], "off": unpatched["ways"]}}))
 

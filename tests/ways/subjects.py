@@ -211,8 +211,8 @@ SUBJECTS = (
         patches=("transformers.*_loss_ignores_token_count", "transformers.accepts_loss_kwargs_denied"),
         module="accumulation",
         environments={
-            # Its Gemma 3n makes NaN of rows that are padded, and cannot be checkpointed reentrantly.
-            "transformers==4.53.0": {"families": "gemma3"},
+            "transformers==4.50.0": {"families": "gemma3"},
+            # Gemma 3n of 4.53.0 makes NaN of rows that are padded, and cannot be checkpointed reentrantly.
             "transformers==4.56.0": {"families": "gemma3n qwen2_5_vl"},
             "transformers==5.5.0": {"families": "gemma3n gemma4"},
             "transformers==5.5.4": {"families": "gemma3n gemma4", "compiles": "gemma4"},
@@ -227,9 +227,7 @@ SUBJECTS = (
         "layers that stay whole in transformers",
         patches=("transformers.absent_no_split_modules",),
         module="no_split_modules",
-        environments={
-            beside_peft(version): {} for version in ("4.53.0", "5.0.0", "5.5.0", "5.9.0", "5.16.1", "5.24.0")
-        },
+        environments={beside_peft(version): {} for version in ("4.50.0", "4.56.0", "5.5.0", "5.24.0")},
         covers={
             "FSDP2": "* FSDP2",
             "LoRA": "* LoRA",

@@ -20,7 +20,7 @@ from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="transformers>=4.53.0,<=5.24.0",
+    affected="transformers>=4.50.0,<=5.24.0",
     upstream=(
         "https://github.com/huggingface/transformers/issues/37672",
         "https://github.com/verl-project/verl/issues/4950",
@@ -53,12 +53,14 @@ def keep_what_is_there(post_init: Callable[..., None]) -> Callable[..., None]:
 
 
 def tiny_models() -> list[Any]:
-    """Return a text model of Gemma 3 and, where there is one, of Gemma 4."""
+    """Return a text model of Gemma 3 and of Gemma 4, where there is one."""
     import transformers
 
     layers = {"num_hidden_layers": 2, "layer_types": ["sliding_attention", "full_attention"]}
     text: dict[str, Any] = {**accumulation.TEXT, **layers}
-    models = [transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**text))]
+    models = []
+    if hasattr(transformers, "Gemma3TextConfig"):
+        models.append(transformers.Gemma3ForCausalLM(transformers.Gemma3TextConfig(**text)))
     if hasattr(transformers, "Gemma4TextConfig"):
         more = {"num_kv_shared_layers": 0, "hidden_size_per_layer_input": 0, "global_head_dim": 8}
         models.append(transformers.Gemma4ForCausalLM(transformers.Gemma4TextConfig(**text, **more)))

@@ -3,14 +3,15 @@
 Problem: classes of multimodal models say `accepts_loss_kwargs = False`, which was right when they computed the loss by
     themselves. Their `forward` hands its keyword arguments to `loss_function` now, so they could divide by the tokens
     of all micro-batches; but the Trainer asks the class, and takes the mean of the micro-batches' means.
-Hit by: Qwen2.5-VL from 4.56.0 on; Gemma 3n and Gemma 4 from 5.6.0 on; 24 classes of 5.24.0, such as Qwen3-VL, Qwen3.5
-    and GLM-4V. A token of a short row weighs more than one of a long row, in silence.
+Hit by: Qwen2.5-VL from 4.56.0 on; Gemma 3n and Gemma 4 from 5.6.0 on; Qwen3-VL, Qwen3.5 and GLM-4V from 5.17.0 on; 24
+    classes of 5.24.0. A token of a short row weighs more than one of a long row, in silence.
 Fix: the Trainer counts tokens for a model whose class is wrong about itself, as it does for every text model.
 Remove when: no class with such a `forward` says so.
 
 A class is wrong about itself if what it says and its `forward` are defined in the same class, the only loss there is
 transformers' own for causal models, of the labels as they came, and it gets all keyword arguments. Not covered: models
-that add the loss of a router, which the Trainer of every release then sums over the micro-batches.
+that add the loss of a router, which the Trainer of every release would sum over the micro-batches; and what drops the
+number of tokens by itself, as Qwen3-VL, Qwen3.5 and GLM-4V do up to 5.16.1.
 """
 
 import ast
@@ -85,4 +86,4 @@ def tiny_model() -> Any:
 @patch.probe
 def mean_of_means() -> Observation:
     """Train a Qwen2.5-VL for one update of text in four accumulated batches; compare the loss with that by tokens."""
-    return token_counts.losses(tiny_model, added_up=False)
+    return token_counts.losses("Qwen2_5_VLForConditionalGeneration", tiny_model, added_up=False)

@@ -17,7 +17,7 @@ from nrl_patches.patches._shared import accumulation, token_counts
 
 patch = Patch(
     __name__,
-    affected="transformers>=4.53.0,<5.17.0",
+    affected="transformers>=4.50.0,<5.17.0",
     upstream=("https://github.com/huggingface/transformers/issues/39123",),
     opt_out="NRL_DISABLE_ACCUMULATION_TOKEN_COUNT_PATCH",
 )
@@ -42,4 +42,4 @@ def tiny_model() -> Any:
 @patch.probe
 def loss_is_not_by_tokens() -> Observation:
     """Train one for one update of text in four accumulated batches; compare the loss with that by tokens."""
-    return token_counts.losses(tiny_model)
+    return token_counts.losses("Gemma3ForConditionalGeneration", tiny_model)

@@ -55,7 +55,7 @@ def tiny_model() -> Any:
 @patch.probe
 def loss_is_not_by_tokens() -> Observation:
     """Train one for one update of text in four accumulated batches; compare the loss with that by tokens."""
-    return token_counts.losses(tiny_model, added_up=True)
+    return token_counts.losses("Gemma3nForConditionalGeneration", tiny_model, added_up=True)
 
 
 def _without_towers(config: Any) -> Any:

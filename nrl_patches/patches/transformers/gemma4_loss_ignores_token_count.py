@@ -43,4 +43,4 @@ def tiny_model() -> Any:
 @patch.probe
 def loss_is_not_by_tokens() -> Observation:
     """Train one for one update of text in four accumulated batches; compare the loss with that by tokens."""
-    return token_counts.losses(tiny_model, added_up=True)
+    return token_counts.losses("Gemma4ForConditionalGeneration", tiny_model, added_up=True)

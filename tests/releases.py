@@ -17,6 +17,9 @@ from nrl_patches.matrix.environments import build_part as build_folder
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
 ENVIRONMENTS = (
+    "huggingface-hub==0.31.2",
+    "huggingface-hub==0.31.4",  # the first with strict dataclasses
+    "huggingface-hub==2.4.0",
     "transformers==4.53.0",  # the first with Gemma 3n
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",

@@ -17,14 +17,17 @@ from nrl_patches.matrix.environments import build_part as build_folder
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
 ENVIRONMENTS = (
+    "huggingface-hub==0.31.2",
+    "huggingface-hub==0.31.4",  # the first with strict dataclasses
+    "huggingface-hub==2.4.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
-    "transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
-    "transformers==5.5.0",  # the first with Gemma 4
+    "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
+    "peft==0.18.0 & transformers==5.5.0",  # the first with Gemma 4
     "transformers==5.5.1",
     "transformers==5.5.2",  # the first in which Gemma 4 shares without a cache
     "transformers==5.5.3",

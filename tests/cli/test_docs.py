@@ -195,9 +195,8 @@ def test_commands_and_their_options_exist():
 @every_file
 def test_ids_and_variables_exist(name):
     known = load().patches.keys() | load_defects()[0].keys() | NOT_IDS
-    ids = set(
-        re.findall(r"(?<![\w./*-])(?:transformers|vllm|nemo_automodel|peft)\.[a-z0-9_]+(?![\w.*/:(-])", FILES[name])
-    )
+    packages = "transformers|vllm|nemo_automodel|peft|huggingface_hub"
+    ids = set(re.findall(rf"(?<![\w./*-])(?:{packages})\.[a-z0-9_]+(?![\w.*/:(-])", FILES[name]))
     assert ids - known == set()
     variables = set(re.findall(r"\bNRL_PATCHES[A-Z_]*(?![A-Z_…])", FILES[name]))
     assert variables <= VARIABLES.keys()

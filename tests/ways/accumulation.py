@@ -198,12 +198,12 @@ def subclass(family, *, own_loss=False):
     return distance(train(family, model).found, by_tokens(family, build(family), share=1 / len(ROWS)))
 
 
-def ways(*, families, compiles=""):
+def ways(*, families=" ".join(PATCHES), compiles="llama"):
     """Yield the name of each way and the function that goes it.
 
     Args:
         families: Keys of ``PATCHES``.
-        compiles: The one of them that is compiled, too; that takes half a minute.
+        compiles: The one of them that is compiled, too, which takes half a minute; or none.
     """
     for family in families.split():
         yield from ways_of(family)

@@ -83,22 +83,29 @@ def subclass(index):
     return names_absent(Renamed(tiny_models()[index].config))
 
 
-def ways():
-    """Yield the name of each way and the function that goes it."""
-    for index, model in enumerate(tiny_models()):
-        name = type(model).__name__
-        yield f"{name} names", partial(names_absent, model)
-        yield f"{name} FSDP1", partial(fsdp1, model)
-        yield f"{name} FSDP2", partial(fsdp2, index)
-        yield f"{name} a wrong name of the user", partial(a_wrong_name_of_the_user, model)
-        yield f"{name} device_map", partial(placed, model)
-        yield f"{name} deepcopy", partial(lambda model: fsdp1(copy.deepcopy(model)), model)
-        yield f"{name} pickle", partial(lambda model: fsdp1(pickle.loads(pickle.dumps(model))), model)
-        yield f"{name} subclass", partial(subclass, index)
-        yield f"{name} LoRA", partial(adapted, model)
-
-
 def adapted(model):
     import peft
 
     return fsdp1(peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"])).base_model.model)
+
+
+def ways(*, families="Gemma3 Gemma4"):
+    """Yield the name of each way and the function that goes it.
+
+    Args:
+        families: Those of the release.
+    """
+    for index, family in enumerate(families.split()):
+
+        def of(way, index=index):
+            return way(tiny_models()[index])
+
+        yield f"{family} names", partial(of, names_absent)
+        yield f"{family} FSDP1", partial(of, fsdp1)
+        yield f"{family} FSDP2", partial(fsdp2, index)
+        yield f"{family} a wrong name of the user", partial(of, a_wrong_name_of_the_user)
+        yield f"{family} device_map", partial(of, placed)
+        yield f"{family} deepcopy", partial(of, lambda model: fsdp1(copy.deepcopy(model)))
+        yield f"{family} pickle", partial(of, lambda model: fsdp1(pickle.loads(pickle.dumps(model))))
+        yield f"{family} subclass", partial(subclass, index)
+        yield f"{family} LoRA", partial(of, adapted)

@@ -62,7 +62,7 @@ class Subject:
     open: Mapping[str, str] = field(default_factory=dict)
 
 
-WITH_PEFT = {"5.8.1": "0.21.2", "5.9.0": "0.19.0", "5.24.0": "0.21.2"}
+WITH_PEFT = {"5.4.0": "0.21.2", "5.5.0": "0.18.0", "5.8.1": "0.21.2", "5.9.0": "0.19.0", "5.24.0": "0.21.2"}
 """The releases that the default run measures beside PEFT; elsewhere the ways of LoRA bring it themselves."""
 
 
@@ -198,9 +198,9 @@ SUBJECTS = (
         patches=("transformers.trainer_divides_*",),
         module="accumulation",
         environments={
-            "transformers==5.2.0": {"families": "llama"},
-            "transformers==5.4.0": {"families": "llama", "compiles": "llama"},
-            "transformers==5.5.3": {"families": "llama"},
+            beside_peft("5.2.0"): {"families": "llama", "compiles": ""},
+            beside_peft("5.4.0"): {"families": "llama", "compiles": "llama"},
+            beside_peft("5.5.3"): {"families": "llama", "compiles": ""},
         },
         fixed="transformers==5.5.4",
         covers=ACCUMULATION,
@@ -211,13 +211,13 @@ SUBJECTS = (
         patches=("transformers.*_loss_ignores_token_count", "transformers.accepts_loss_kwargs_denied"),
         module="accumulation",
         environments={
-            "transformers==4.50.0": {"families": "gemma3"},
+            beside_peft("4.50.0"): {"families": "gemma3", "compiles": ""},
             # Gemma 3n of 4.53.0 makes NaN of rows that are padded, and cannot be checkpointed reentrantly.
-            "transformers==4.56.0": {"families": "gemma3n qwen2_5_vl"},
-            "transformers==5.5.0": {"families": "gemma3n gemma4"},
-            "transformers==5.5.4": {"families": "gemma3n gemma4", "compiles": "gemma4"},
+            beside_peft("4.56.0"): {"families": "gemma3n qwen2_5_vl", "compiles": ""},
+            beside_peft("5.5.0"): {"families": "gemma3n gemma4", "compiles": ""},
+            beside_peft("5.5.4"): {"families": "gemma3n gemma4", "compiles": "gemma4"},
             beside_peft("5.8.1"): {"families": "gemma3 gemma3n gemma4 qwen2_5_vl", "compiles": "gemma3"},
-            "transformers==5.16.1": {"families": "gemma3"},
+            beside_peft("5.16.1"): {"families": "gemma3", "compiles": ""},
             beside_peft("5.24.0"): {"families": "gemma3n gemma4 qwen2_5_vl", "compiles": "qwen2_5_vl"},
         },
         covers=ACCUMULATION,
@@ -227,7 +227,12 @@ SUBJECTS = (
         "layers that stay whole in transformers",
         patches=("transformers.absent_no_split_modules",),
         module="no_split_modules",
-        environments={beside_peft(version): {} for version in ("4.50.0", "4.56.0", "5.5.0", "5.24.0")},
+        environments={
+            "transformers==4.50.0": {"families": "Gemma3"},
+            "transformers==4.56.0": {"families": "Gemma3"},
+            beside_peft("5.5.0"): {},
+            beside_peft("5.24.0"): {},
+        },
         covers={
             "FSDP2": "* FSDP2",
             "LoRA": "* LoRA",
@@ -251,10 +256,59 @@ SUBJECTS = (
             "subclass": "* by a subclass, with the head",
         },
         # The rules of these releases lack the tower, and a third of an old-named adapter is about it.
-        open={"transformers==5.4.0": "* LoRA of old names, *", "transformers==5.5.4": "* LoRA of old names, *"},
+        open={beside_peft(version): "* LoRA of old names, *" for version in ("5.4.0", "5.5.4")},
         leaves_out=LOADING
         | without("from_pretrained loads before it is sharded", "FSDP2")
         | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
+        "LoRA in the towers of Gemma 4",
+        patches=("peft.gemma4_clippable_*",),
+        module="peft_clippable",
+        environments={beside_peft(v): {} for v in ("5.5.0", "5.9.0", "5.24.0")},
+        covers={
+            "eager": "trains as by the names inside",
+            "LoRA": "* target",
+            "deepcopy": "deepcopy",
+            "pickle": "pickle",
+            "subclass": "subclass",
+        },
+        leaves_out=without(
+            "module for module, the model is that which PEFT makes itself of the names inside",
+            "compile",
+            "no checkpointing",
+            "checkpointing",
+            "DDP",
+            "FSDP2",
+            "Trainer",
+            "autocast",
+        )
+        | without("in every form by structure.py", "call"),
+        limits={(beside_peft("5.24.0"), "saved and loaded by transformers"): "use a version >= 0.22.0"},
+    ),
+    Subject(
+        "integers for floats in configurations",
+        patches=("huggingface_hub.strict_int_*",),
+        module="strict_configs",
+        environments={beside_peft(v): {} for v in ("5.4.0", "5.24.0")},
+        covers={
+            "call by position and by keyword": "by keyword",
+            "eager": "a model trains as by floats",
+            "deepcopy": "deepcopy",
+            "pickle": "pickle",
+            "subclass": "subclass*",
+        },
+        leaves_out=without(
+            "a model is built from a configuration before anything is done with it",
+            "compile",
+            "no checkpointing",
+            "checkpointing",
+            "DDP",
+            "FSDP2",
+            "LoRA",
+            "Trainer",
+            "autocast",
+        ),
     ),
     Subject(
         "Qwen-VL in nemo-automodel",

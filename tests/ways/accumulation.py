@@ -198,7 +198,7 @@ def subclass(family, *, own_loss=False):
     return distance(train(family, model).found, by_tokens(family, build(family), share=1 / len(ROWS)))
 
 
-def ways(*, families=" ".join(PATCHES), compiles="llama"):
+def ways(*, families="llama gemma3 gemma3n gemma4 qwen2_5_vl", compiles="llama"):
     """Yield the name of each way and the function that goes it.
 
     Args:

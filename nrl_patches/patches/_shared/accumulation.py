@@ -79,7 +79,14 @@ def loss_by_tokens(model: Any) -> float:
 
 
 def collate(rows: list[torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return a batch of rows of different lengths, padded on the right."""
+    """Return a batch of rows of different lengths, padded on the right.
+
+    Args:
+        rows: The token ids of each, in one dimension.
+
+    Returns:
+        ``input_ids``, ``labels`` and ``attention_mask``, and types of zeros for models that ask for them.
+    """
     import torch
 
     ids = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
@@ -101,6 +108,11 @@ def seeded(build: Callable[[], Any]) -> Any:
 
 
 def rows() -> list[torch.Tensor]:
+    """Make the rows, of ``LENGTHS``.
+
+    Returns:
+        Their token ids, each in one dimension; no row needs a random number.
+    """
     import torch
 
     return [torch.arange(length) * 7 % 13 + 3 for length in LENGTHS]

@@ -102,6 +102,9 @@ def losses(name: str, build: Callable[[], Any], *, added_up: bool | None = None)
         build: Builds it.
         added_up: Whether the defect is that the losses of the batches are added up, as where the Trainer takes a model
             to divide that doesn't; False if it is that their mean is taken, None if it may be either.
+
+    Returns:
+        The defect is present if the two are further apart than rounding; the evidence has both.
     """
     import transformers
 

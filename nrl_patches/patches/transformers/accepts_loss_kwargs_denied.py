@@ -36,7 +36,10 @@ def is_wrong_about_itself(model: Any) -> bool:
     """Tell whether the class of a model denies what its ``forward`` does.
 
     Args:
-        model: A ``PreTrainedModel``, unwrapped; of anything else the answer is no.
+        model: A ``PreTrainedModel``, unwrapped.
+
+    Returns:
+        False for anything else, and for a class whose source cannot be read.
     """
     from transformers.loss.loss_utils import ForCausalLMLoss
 

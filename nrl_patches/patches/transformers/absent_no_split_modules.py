@@ -31,7 +31,7 @@ patch = Patch(
 
 @patch.fix(
     "transformers.modeling_utils:PreTrainedModel.post_init",
-    guard=lambda post_init: mismatch(post_init, parameters="self", attributes="named_children init_weights"),
+    guard=lambda post_init: mismatch(post_init, parameters="self", attributes="init_weights"),
 )
 def keep_what_is_there(post_init: Callable[..., None]) -> Callable[..., None]:
     """Build a ``post_init`` that drops the names of layers that are not there.

@@ -22,7 +22,7 @@ from nrl_patches.engine.layers import SLOT, Slot
 from nrl_patches.engine.module_state import is_executing, process_module
 from nrl_patches.engine.reachability import reaches
 from nrl_patches.engine.references import Holders
-from nrl_patches.engine.targets import Site, describe, locate
+from nrl_patches.engine.targets import MARK, Site, describe, locate
 from nrl_patches.errors import MismatchError, Problem, UndoError
 from nrl_patches.fixes import Fix
 
@@ -208,6 +208,8 @@ def _may_be_traced(module: str) -> bool:
 def _third_party(function: Any, package: str) -> str | None:
     if isinstance(function, wrapt.BaseObjectProxy):
         return describe(function)
+    if hasattr(function, MARK):
+        return None  # What a class inherits may be patched in its base, by this package.
     home = getattr(function, "__globals__", {}).get("__name__", package).partition(".")[0]
     # Upstream's own decorators may come from the standard library or torch (no_grad).
     return None if home in {package, "torch", *sys.stdlib_module_names} else describe(function)

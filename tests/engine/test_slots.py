@@ -248,6 +248,16 @@ def test_undo_of_an_unknown_id(shapes):
         shapes.activate().undo("typo")
 
 
+def test_a_target_that_is_inherited_from_one_that_is_patched_too(shapes):
+    shapes.patch("a_base", target=target(shapes, "Base.inherited"))
+    shapes.patch("b_inherited", target=target(shapes, "Shape.inherited"))
+    activation = shapes.activate()
+    assert (shapes.core().Base().inherited(1), shapes.core().Shape().inherited(1)) == (2, 3)
+    assert [(str(status.state), status.notes) for status in activation.status().values()] == [("applied", ())] * 2
+    activation.undo()
+    assert (shapes.core().Base().inherited(1), shapes.core().Shape().inherited(1)) == (1, 1)
+
+
 class TestStrangers:
     """Other parties on the same target."""
 

@@ -1,4 +1,5 @@
 import os
+import sys
 from pathlib import Path
 from unittest import mock
 
@@ -31,10 +32,12 @@ def pytest_collection_modifyitems(items):
 
 
 @pytest.fixture(autouse=True)
-def _environment():
+def _what_compiling_leaves():
     # What a test compiles leaves TORCHINDUCTOR_CACHE_DIR behind, and forks.py compares what torch reads at its start.
     with mock.patch.dict(os.environ):
         yield
+    # And a statistic, by which the engine knows that something may be traced.
+    getattr(sys.modules.get("torch._dynamo.utils"), "counters", {}).clear()
 
 
 @pytest.fixture

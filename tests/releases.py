@@ -26,8 +26,8 @@ ENVIRONMENTS = (
     "transformers==4.56.0",
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
-    "transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
-    "transformers==5.5.0",  # the first with Gemma 4
+    "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
+    "peft==0.18.0 & transformers==5.5.0",  # the first with Gemma 4
     "transformers==5.5.1",
     "transformers==5.5.2",  # the first in which Gemma 4 shares without a cache
     "transformers==5.5.3",

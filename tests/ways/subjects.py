@@ -62,7 +62,7 @@ class Subject:
     open: Mapping[str, str] = field(default_factory=dict)
 
 
-WITH_PEFT = {"5.8.1": "0.21.2", "5.9.0": "0.19.0", "5.24.0": "0.21.2"}
+WITH_PEFT = {"5.4.0": "0.21.2", "5.5.0": "0.18.0", "5.8.1": "0.21.2", "5.9.0": "0.19.0", "5.24.0": "0.21.2"}
 """The releases that the default run measures beside PEFT; elsewhere the ways of LoRA bring it themselves."""
 
 
@@ -256,10 +256,35 @@ SUBJECTS = (
             "subclass": "* by a subclass, with the head",
         },
         # The rules of these releases lack the tower, and a third of an old-named adapter is about it.
-        open={"transformers==5.4.0": "* LoRA of old names, *", "transformers==5.5.4": "* LoRA of old names, *"},
+        open={beside_peft(version): "* LoRA of old names, *" for version in ("5.4.0", "5.5.4")},
         leaves_out=LOADING
         | without("from_pretrained loads before it is sharded", "FSDP2")
         | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
+        "LoRA in the towers of Gemma 4",
+        patches=("peft.gemma4_clippable_*",),
+        module="peft_clippable",
+        environments={beside_peft(v): {} for v in ("5.5.0", "5.9.0", "5.24.0")},
+        covers={
+            "eager": "trains as by the names inside",
+            "LoRA": "* target",
+            "deepcopy": "deepcopy",
+            "pickle": "pickle",
+            "subclass": "subclass",
+        },
+        leaves_out=without(
+            "module for module, the model is that which PEFT makes itself of the names inside",
+            "compile",
+            "no checkpointing",
+            "checkpointing",
+            "DDP",
+            "FSDP2",
+            "Trainer",
+            "autocast",
+        )
+        | without("in every form by structure.py", "call"),
+        limits={(beside_peft("5.24.0"), "saved and loaded by transformers"): "use a version >= 0.22.0"},
     ),
     Subject(
         "integers for floats in configurations",

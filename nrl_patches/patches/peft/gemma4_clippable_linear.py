@@ -17,7 +17,7 @@ kinds of adapters (AdaLoRA, LoHa, IA3) raise as before.
 import copy
 import importlib.util
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Optional
 
 from nrl_patches import Observation, Patch, mismatch
 from nrl_patches.patches._shared.quiet import quiet
@@ -97,7 +97,8 @@ def adapt_the_layer_inside(create: Callable[..., None]) -> Callable[..., None]:
         target_name: str,
         parent: Any,
         current_key: str | None,
-        **kwargs: Any,
+        *,
+        parameter_name: Optional[str] = None,  # noqa: UP045 - PEFT's annotations are looked up in this module
     ) -> None:
         if current_key is not None and is_clippable(target, lora_config):
             inner = f"{current_key}.linear"
@@ -106,7 +107,7 @@ def adapt_the_layer_inside(create: Callable[..., None]) -> Callable[..., None]:
                 return
             lora_config = with_patterns_of(lora_config, current_key, inner)
             target, target_name, parent, current_key = target.linear, "linear", target, inner
-        create(self, lora_config, adapter_name, target, target_name, parent, current_key, **kwargs)
+        create(self, lora_config, adapter_name, target, target_name, parent, current_key, parameter_name=parameter_name)
 
     return create_and_replace
 

@@ -22,6 +22,8 @@ ENVIRONMENTS = (
     "huggingface-hub==2.4.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n
+    "transformers==4.53.1",  # the first that tells packed sequences apart
+    "transformers==4.55.0",  # the first with gpt-oss
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
     "transformers==5.0.0",

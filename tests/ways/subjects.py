@@ -151,6 +151,9 @@ ACCUMULATION_LEFT_OUT = without(
     "FSDP2",
 )
 
+PACKED = ("Qwen3", "Mistral", "Gemma3")
+"""The models of all these releases."""
+
 SUBJECTS = (
     Subject(
         "KV sharing in Gemma 4",
@@ -242,6 +245,20 @@ SUBJECTS = (
         },
         leaves_out=without("in every form by structure.py", "call")
         | without("names are read by who places or shards a model, before it runs", *RULE[1:13], "Trainer", "autocast"),
+    ),
+    Subject(
+        "packing",
+        patches=("transformers.packing_under_mask*", "transformers.gpt_oss_masks_*"),
+        module="packing",
+        environments={
+            "transformers==4.53.1": {"families": PACKED, "compiles": "nothing"},
+            "transformers==4.55.0": {"families": (*PACKED, "GptOss"), "compiles": "nothing"},
+            "transformers==5.22.2": {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "some"},
+            "transformers==5.23.0": {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "nothing"},
+            beside_peft("5.24.0"): {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "all"},
+        },
+        covers=KV_SHARING | {"eager": "Mistral, eager, *", "no checkpointing": "checkpointing none"},
+        leaves_out={},
     ),
     Subject(
         "Qwen-VL in transformers",

@@ -19,6 +19,8 @@ RIGHT = LEFT.flip(1)
 HOLES = torch.tensor([[1] * 8, [1, 1, 1, 0, 0, 1, 1, 1], [0, 1, 0, 1, 0, 1, 1, 0]])
 POSITIONS = torch.arange(8).expand(3, -1)
 
+PACKED = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]).expand(3, -1)
+
 
 def counted(mask, fill):
     """The positions of ``generate``: those of the real tokens count up from 0."""
@@ -91,11 +93,52 @@ def continued(second):
     return digest(found.logits)
 
 
+def compiled(mask, positions):
+    """Nobody can know of values that are being traced whether they are of packed rows."""
+    torch._dynamo.reset()
+    gemma = torch.compile(model(), backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        return digest(gemma(input_ids=TOKENS, attention_mask=mask, position_ids=positions, use_cache=True).logits)
+
+
+def exported(mask, positions):
+    class Logits(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model()
+
+        def forward(self, tokens, mask, positions):
+            given = {"attention_mask": mask, "position_ids": positions, "use_cache": False}
+            return self.model(input_ids=tokens, **given).logits
+
+    with torch.no_grad():
+        program = torch.export.export(Logits(), (TOKENS, ONES, POSITIONS.contiguous()), strict=False)
+        return digest(program.module()(TOKENS, mask, positions))
+
+
+def graphs(values):
+    """How many graphs are made for some rows, one after the other."""
+    torch._dynamo.reset()
+    made = []
+    backend = lambda graph, _: made.append(graph) or graph.forward  # noqa: E731
+    gemma = torch.compile(model(), backend=backend, fullgraph=True)
+    with torch.no_grad():
+        for mask, positions in values:
+            gemma(input_ids=TOKENS, attention_mask=mask, position_ids=positions, use_cache=False)
+    return len(made)
+
+
+def without_values(*, mask):
+    """On the device that has none, as for an estimate of memory."""
+    tokens = TOKENS.to("meta")
+    given = {"attention_mask": torch.ones_like(tokens)} if mask else {}
+    return list(model("eager").to("meta")(input_ids=tokens, use_cache=True, **given).logits.shape)
+
+
 def prepared_by_hand():
     mask = torch.ones(3, 1, 8, 8).tril()
     mask = torch.zeros_like(mask).masked_fill(mask == 0, torch.finfo(torch.float32).min)
-    packed = torch.tensor([[0, 1, 2, 3, 0, 1, 2, 3]]).expand(3, -1)
-    return digest(tiny_model()(input_ids=TOKENS, attention_mask=mask, position_ids=packed).logits)
+    return digest(tiny_model()(input_ids=TOKENS, attention_mask=mask, position_ids=PACKED).logits)
 
 
 def cases():
@@ -120,6 +163,12 @@ def cases():
     for second in ("goes on", "restarts"):
         yield f"a filled cache, {second}", partial(continued, second)
     yield "a mask of four dimensions", prepared_by_hand
+    yield "compiled", partial(compiled, *ROWS["holes, 0 at padding"])
+    yield "exported", partial(exported, *ROWS["padded left, 1 at padding"])
+    yield "graphs", partial(graphs, [(ONES, POSITIONS), (ONES, PACKED), (LEFT, counted(LEFT, 1))])
+    for mask in (False, True):
+        yield f"on meta, {'a mask' if mask else 'no mask'}", partial(without_values, mask=mask)
+    yield "packed", partial(forward, "sdpa", ONES, PACKED, use_cache=False)
 
 
 if __name__ == "__main__":

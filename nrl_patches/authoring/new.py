@@ -43,7 +43,9 @@ class Plan:
     root: Path | None
 
 
-def plan(name: str, target: str, upstream: str, affected: str = "", package: str = "") -> Plan:
+def plan(
+    name: str, target: str, upstream: str, affected: str = "", package: str = "", *, rewrite: bool = False
+) -> Plan:
     """Prepare a new patch file without writing it.
 
     Args:
@@ -52,6 +54,7 @@ def plan(name: str, target: str, upstream: str, affected: str = "", package: str
         upstream: An https link to the issue or pull request.
         affected: The releases; the installed one if empty.
         package: The package of patch files of another party; this project's own if empty.
+        rewrite: Whether the patch changes lines inside the target rather than taking its place.
 
     Returns:
         What :func:`write` writes.
@@ -80,8 +83,8 @@ def plan(name: str, target: str, upstream: str, affected: str = "", package: str
         raise ValueError("; ".join(problems))
     subject = name.partition(".")[2].replace(".", "_").upper()
     opt_out = f"{owner.upper()}_DISABLE_{subject}" if owner else f"NRL_DISABLE_{subject}_PATCH"
-    template = resources.files(__package__).joinpath("patch.py.template").read_text(encoding="utf-8")
-    text = Template(template).substitute(
+    form = "rewrite.py.template" if rewrite else "patch.py.template"
+    text = Template(resources.files(__package__).joinpath(form).read_text(encoding="utf-8")).substitute(
         affected=affected or f"{distribution}=={installed and installed.version and installed.version.public}",
         upstream=upstream,
         opt_out=opt_out,
@@ -114,14 +117,14 @@ def write(made: Plan) -> list[str]:
     _insert(
         made.root / "CHANGELOG.md", r"^### Added\n\n", f"- {made.patch_id}: what it repairs, and in which releases.\n"
     )
+    docs = made.root / "nrl_patches" / "docs"
     row = f"| `{made.patch_id}` | what goes wrong | see `affected` |\n"
-    _insert(made.root / "README.md", r"^\| id \| defect \| releases \|\n\|---\|---\|---\|\n", row)
+    _insert(docs / "patches.md", r"^\| id \| defect \| releases \|\n\|---\|---\|---\|\n", row)
     variable = f"| `{made.opt_out}` | `1` switches off `{made.patch_id}`. |\n"
-    environment = made.root / "nrl_patches" / "docs" / "environment.md"
-    _insert(environment, r"^\| variable \| effect \|\n\|---\|---\|\n(\| `NRL_PATCHES.*\n)*", variable)
+    _insert(docs / "environment.md", r"^\| variable \| effect \|\n\|---\|---\|\n(\| `NRL_PATCHES.*\n)*", variable)
     return [
         *steps,
-        "write the line in CHANGELOG.md and the row in README.md",
+        "write the line in CHANGELOG.md and the row in nrl_patches/docs/patches.md",
         "say in tests/ways/subjects.py how its target is used",
         "`nrl-patches matrix --update` until it exits with 0: it measures and writes the range",
     ]

@@ -77,7 +77,7 @@ def explain(patch_id: str) -> None:
     patch = every_defect()[patch_id]
     rows = {
         "affected": patch.affected.spelled_out(),
-        "measured": judge(patch, evidence).seen,
+        "evidence": judge(patch, evidence).seen,
         "looked at": ", ".join(window.get(name, name) for name in patch.affected.distributions),
         "here": decide(patch).reason,
         "victims": "\n            ".join(f"{who}: {where}" for who, where in patch.victims.items()),
@@ -93,7 +93,7 @@ def explain(patch_id: str) -> None:
     else:
         rows |= {"status": "not repaired here", "advice": patch.advice}
     if not patch.measured:
-        rows["measured"] = "not measured: the range is upstream's word"
+        rows["evidence"] = "not measured: the range is upstream's word"
     click.echo(f"{patch.id}\n\n{patch.doc}\n")
     for name, value in ((name, value) for name, value in rows.items() if value):
         click.echo(f"{name:<12}{value}")

@@ -21,17 +21,18 @@ __all__ = ["check", "new"]
 @click.option("--upstream", required=True, metavar="URL", help="The issue or pull request.")
 @click.option("--affected", default="", metavar="REQUIREMENT", help="The releases; the installed one by default.")
 @click.option("--package", default="", metavar="PACKAGE", help="Your own package of patch files.")
-def new(*, name: str, target: str, upstream: str, affected: str, package: str) -> None:
+@click.option("--rewrite", is_flag=True, help="Change lines in the middle of the target, not the whole.")
+def new(*, name: str, target: str, upstream: str, affected: str, package: str, rewrite: bool) -> None:
     """Write the file of a new patch, with a probe that fails until it is written, and say what remains.
 
     ID is the package that has the target, a dot, and what the patch is about: transformers.subject_defect. In a
-    checkout of this project the lines in CHANGELOG.md, README.md and docs/environment.md are written as well;
+    checkout of this project the lines in CHANGELOG.md, docs/patches.md and docs/environment.md are written as well;
     elsewhere --package is needed.
 
     Exits with 2 if something of it cannot be right; nothing is written then.
     """
     try:
-        made = plan(name, target, upstream, affected, package)
+        made = plan(name, target, upstream, affected, package, rewrite=rewrite)
     except ValueError as problem:
         raise click.UsageError(str(problem)) from problem
     steps = write(made)
@@ -49,6 +50,7 @@ def check(*, patch_id: str, timeout: float) -> None:
     Exits with 0 if nothing is, 1 if something is.
     """
     good = True
+    click.echo(f"checking {patch_id} in processes of its own; each step may take a minute", err=True)
     for step in check_patch(patch_id, timeout):
         good &= not step.problem
         word, color = ("FAILED", "red") if step.problem else ("ok", "green")

@@ -61,7 +61,7 @@ class Judgement:
     def seen(self) -> str:
         """Where the defect was seen, and when that was measured, in a line."""
         if not self.dates:
-            return "not measured"
+            return "no release measured"
         runs = "; ".join(map(str, self.runs)) or "seen nowhere"
         return f"{runs}; measured {' to '.join(dict.fromkeys(self.dates))}"
 

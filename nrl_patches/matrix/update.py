@@ -94,7 +94,7 @@ def write_evidence(report: Path, root: Path) -> None:
 
 
 def write_tables(patches: Iterable[Defect], evidence: Evidence, root: Path) -> None:
-    """Write the releases of every patch and known defect into its row: in README.md, or on the page of limits.
+    """Write the releases of every patch and known defect into its row: on the page of patches or that of limits.
 
     Args:
         patches: The patches and the known defects.
@@ -102,7 +102,7 @@ def write_tables(patches: Iterable[Defect], evidence: Evidence, root: Path) -> N
         root: The root of the checkout.
     """
     rows = {patch.id: in_words(patch, evidence) for patch in patches}
-    for file in (root / "README.md", root / "nrl_patches" / "docs" / "limits.md"):
+    for file in (root / "nrl_patches" / "docs" / name for name in ("patches.md", "limits.md")):
         text = file.read_text(encoding="utf-8")
         for patch_id, releases in rows.items():
             row = re.compile(rf"^(\| `{re.escape(patch_id)}` \|.*\|) [^|]* \|$", re.MULTILINE)

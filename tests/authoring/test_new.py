@@ -26,8 +26,7 @@ def checkout(tmp_path):
     copy = Copy(tmp_path)
     copy.upstream()
     copy.write("pyproject.toml", '[project]\nname = "nrl-patches"\n')
-    for name in ("README.md", "CHANGELOG.md"):
-        copy.write(name, (ROOT / name).read_text(encoding="utf-8"))
+    copy.write("CHANGELOG.md", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"))
     copy.file = tmp_path / "nrl_patches" / "patches" / "standin" / "count_off_by_one.py"
     return copy
 
@@ -48,8 +47,8 @@ def test_the_guide_leads_to_a_green_check(checkout):
     assert done.returncode == 0, done.stderr
     assert "1. write the docstring, the probe and the fix in" in done.stdout
     assert f"- {ID}: " in (checkout.folder / "CHANGELOG.md").read_text()
-    readme = (checkout.folder / "README.md").read_text()
-    assert f"| `{ID}` |" in readme
+    table = (checkout.folder / "nrl_patches" / "docs" / "patches.md").read_text()
+    assert f"| `{ID}` | what goes wrong | see `affected` |" in table
     environment = (checkout.folder / "nrl_patches" / "docs" / "environment.md").read_text()
     assert "| `NRL_DISABLE_COUNT_OFF_BY_ONE_PATCH` | `1` switches off" in environment
     assert 'affected="standin==1.0"' in checkout.file.read_text()
@@ -89,14 +88,13 @@ def test_what_was_not_applied_is_not_blamed_for_the_defect(written):
         ("return 2", "`old` of an `Edit` is whole lines of the target"),
     ],
 )
-def test_a_rewrite_is_checked_too(written, edit, failed):
-    text = written.file.read_text(encoding="utf-8")
-    begin, end = text.index("@patch.fix"), text.index("@patch.probe")
-    old = edit or "return 1"
-    rewrite = f'patch.rewrite("standin.core:count", Edit("{old}", "return 2"))\n\n\n'
-    written.file.write_text(text[:begin] + rewrite + text[end:], encoding="utf-8")
-    replace(written, "import Observation, Patch, mismatch", "import Edit, Observation, Patch")
-    done = run(written, ["check", ID])
+def test_a_rewrite_is_written_and_checked_too(checkout, edit, failed):
+    assert run(checkout, [*commands()[0], "--rewrite"]).returncode == 0
+    assert "the probe is not written yet" in run(checkout, ["check", ID]).stdout
+    replace(checkout, TODO, PROBE)
+    replace(checkout, "whole lines of the target, at any indentation, which are there exactly once", edit or "return 1")
+    replace(checkout, "the lines that take their place", "return 2")
+    done = run(checkout, ["check", ID])
     assert done.returncode == int(bool(failed)), done.stdout
     assert failed in done.stdout
 
@@ -176,7 +174,7 @@ def test_a_package_of_ones_own_needs_nothing_of_this_checkout(checkout):
     checkout.write("acme_patches/__init__.py", "")
     checkout.write("acme_patches-1.dist-info/METADATA", "Metadata-Version: 2.1\nName: acme-patches\nVersion: 1\n")
     checkout.write("acme_patches-1.dist-info/entry_points.txt", "[nrl_patches.patches]\nstandin = acme_patches\n")
-    pages = [checkout.folder / "README.md", checkout.folder / "nrl_patches" / "docs" / "environment.md"]
+    pages = [checkout.folder / "nrl_patches" / "docs" / name for name in ("patches.md", "environment.md")]
     before = [page.read_text() for page in pages]
     done = run(checkout, [*commands()[0], "--package", "acme_patches"])
     assert done.returncode == 0, done.stderr

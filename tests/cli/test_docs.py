@@ -1,5 +1,6 @@
 """The pages of the documentation: the command that shows them, their links, and the commands and ids that they name."""
 
+import fnmatch
 import os
 import pty
 import re
@@ -154,6 +155,14 @@ def test_readme_names_every_page_by_an_address_that_holds_on_an_index_too():
     assert all(link.startswith("https://") for link in links)
     prefix = f"{REPOSITORY}nrl_patches/docs/"
     assert {link.removeprefix(prefix) for link in links if link.startswith(prefix)} == {f"{t}.md" for t in pages()}
+
+
+def test_readme_has_each_patch_in_one_row_and_no_pattern_for_nothing():
+    rows = re.findall(r"^\| (`[a-z_]+\.[^|]*`) \|", FILES["README.md"], re.MULTILINE)
+    patterns = [pattern for row in rows for pattern in re.findall(r"`([^`]+)`", row)]
+    for patch_id in load().patches:
+        assert len([pattern for pattern in patterns if fnmatch.fnmatchcase(patch_id, pattern)]) == 1, patch_id
+    assert [pattern for pattern in patterns if not fnmatch.filter(load().patches, pattern)] == []
 
 
 def test_links_between_pages_are_such_that_the_terminal_can_name_the_topic():

@@ -197,7 +197,7 @@ def test_a_patch_that_does_not_repair_is_an_objection_though_its_range_is_right(
 
 def test_nothing_measured_supports_nothing():
     judgement = judge(declaring("standin<2"), Evidence())
-    assert judgement.seen == "not measured"
+    assert judgement.seen == "no release measured"
     assert judgement.objections
     assert judge(declaring("standin<2"), along("ggg")).lines()[-1].startswith("    nothing to paste: ")
 

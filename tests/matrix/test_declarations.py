@@ -81,7 +81,7 @@ def test_the_evidence_is_small_and_the_picture_is_there():
 
 @pytest.mark.parametrize("patch", [*PATCHES.values(), *DEFECTS.values()], ids=[*PATCHES, *DEFECTS])
 def test_a_table_names_the_releases_and_tells_a_fix_from_the_end_of_what_is_known(patch):
-    file = ROOT / "README.md" if patch.id in PATCHES else ROOT / "nrl_patches" / "docs" / "limits.md"
+    file = ROOT / "nrl_patches" / "docs" / ("patches.md" if patch.id in PATCHES else "limits.md")
     row = re.search(rf"^\| `{re.escape(patch.id)}` \|.*\| ([^|]*) \|$", file.read_text(), re.MULTILINE)
     assert row is not None
     assert row[1] == in_words(patch, EVIDENCE)
@@ -93,7 +93,7 @@ def test_explain_quotes_the_evidence():
         "sys.argv = ['nrl-patches', 'explain', 'transformers.gemma4_kv_sharing_needs_cache']\n"
         "runpy.run_module('nrl_patches', run_name='__main__')"
     )
-    assert "measured    seen in 5.5.0, 5.5.1; gone in 5.5.2; measured 20" in done.stdout
+    assert "evidence    seen in 5.5.0, 5.5.1; gone in 5.5.2; measured 20" in done.stdout
 
 
 def test_the_nightly_workflow_runs_the_command_as_it_is():

@@ -18,20 +18,21 @@ from nrl_patches.matrix.fingerprint import fingerprint
 
 PATCHES = load().patches
 DEFECT = "vllm.v1_switch"
+TABLE = "nrl_patches/docs/patches.md"
 
 
 @pytest.fixture
 def checkout(tmp_path):
     made = Bench(tmp_path)
     made.write("pyproject.toml", '[project]\nname = "nrl-patches"\n')
-    made.write("README.md", f"| id | defect | releases |\n|---|---|---|\n| `{ID}` | off by one | standin |\n")
+    made.write(TABLE, f"| id | defect | releases |\n|---|---|---|\n| `{ID}` | off by one | standin |\n")
     (tmp_path / "nrl_patches" / "matrix" / "data").mkdir()
     with serve(made.index) as made.address:
         yield made
 
 
-def readme(checkout):
-    return (checkout.folder / "README.md").read_text().splitlines()[-1]
+def row(checkout):
+    return (checkout.folder / TABLE).read_text().splitlines()[-1]
 
 
 def test_a_new_release_with_the_defect_widens_the_range_and_the_next_run_has_nothing_to_say(checkout):
@@ -44,12 +45,12 @@ def test_a_new_release_with_the_defect_widens_the_range_and_the_next_run_has_not
     assert done.returncode == 0, done.stdout
     assert done.stdout.startswith(f"exact: {ID}: standin>=1.2,<1.5 or standin>=1.6,<=1.6: ")
     expected = "standin 1.2 to 1.4 (gone in 1.5), standin 1.6 (the newest measured)"
-    assert readme(checkout) == f"| `{ID}` | off by one | {expected} |"
+    assert row(checkout) == f"| `{ID}` | off by one | {expected} |"
     # And it was the newest only until the fix came out.
     checkout.index.add("1.7", RIGHT)
     assert checkout.matrix("--update").returncode == 1
     assert checkout.matrix("--update").returncode == 0
-    assert readme(checkout).endswith("standin 1.6 (gone in 1.7) |")
+    assert row(checkout).endswith("standin 1.6 (gone in 1.7) |")
     data = checkout.folder / "nrl_patches" / "matrix" / "data"
     assert {file.name for file in data.iterdir()} == {"matrix.json", "ranges.svg"}
     assert '"standin.core:count": {"1.1": "' in (data / "matrix.json").read_text()
@@ -79,15 +80,15 @@ def test_the_range_of_every_patch_file_can_be_replaced_and_nothing_else_changes(
 
 
 def test_patches_and_known_defects_have_their_rows_in_different_files(tmp_path):
-    declared = {"README.md": next(iter(PATCHES.values())), "nrl_patches/docs/limits.md": load_defects()[0][DEFECT]}
+    declared = {TABLE: next(iter(PATCHES.values())), "nrl_patches/docs/limits.md": load_defects()[0][DEFECT]}
     for name, subject in declared.items():
         (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / name).write_text(f"| `{subject.id}` | what goes wrong | see `affected` |\n")
     evidence = Evidence.read(COMMITTED)
     update.write_tables(declared.values(), evidence, tmp_path)
     for name, subject in declared.items():
-        row = f"| `{subject.id}` | what goes wrong | {update.in_words(subject, evidence)} |\n"
-        assert (tmp_path / name).read_text() == row
+        expected = f"| `{subject.id}` | what goes wrong | {update.in_words(subject, evidence)} |\n"
+        assert (tmp_path / name).read_text() == expected
 
 
 def test_this_is_a_checkout():

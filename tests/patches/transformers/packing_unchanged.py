@@ -124,7 +124,7 @@ def graphs(values):
     gemma = torch.compile(model(), backend=backend, fullgraph=True)
     with torch.no_grad():
         for mask, positions in values:
-            gemma(input_ids=TOKENS, attention_mask=mask, position_ids=positions, use_cache=False)
+            gemma(input_ids=TOKENS, attention_mask=mask, position_ids=positions.contiguous(), use_cache=False)
     return len(made)
 
 

@@ -39,7 +39,7 @@ COMMON = (
     "torch._dynamo",
     "torch.distributed.fsdp",
     "transformers",
-    "transformers.masking_utils",
+    "torch.nn.attention.flex_attention",
     "transformers.generation.configuration_utils",
     "vllm.logger",
 )
@@ -126,7 +126,8 @@ def off(environment, subjects):
     # What is older than the targets holds none of them, and need not be searched for who does at each apply and undo.
     gc.freeze()
     registry = registry_with_targets()
-    gone = {name: forked(went, name, {}, names) for name, names in subjects.items()}
+    options = {subject.name: subject.environments.get(environment, {}) for subject in SUBJECTS}
+    gone = {name: forked(went, name, options[name], names) for name, names in subjects.items()}
     report = {patch.id: observed(patch, environment) for patch in registry}
     for patch_id, name, good in permutations(registry, environment):
         report[patch_id].setdefault("permutations", {})[name] = good

@@ -20,6 +20,7 @@ ENVIRONMENTS = (
     "huggingface-hub==0.31.2",
     "huggingface-hub==0.31.4",  # the first with strict dataclasses
     "huggingface-hub==2.4.0",
+    "transformers==4.49.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n
     "transformers==4.53.1",  # the first that tells packed sequences apart
@@ -76,6 +77,9 @@ if not os.environ.get("PYTHONDONTWRITEBYTECODE"):
     BYTECODE = {}
 
 
+# What torch 2.13.0 reads from its cache of compiled graphs may have lost its dynamic shapes, and then raises.
+UNCACHED = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
+
 AS_OF = {"UV_EXCLUDE_NEWER": "2026-11-26"}
 """What the releases require is resolved as of this day, so that a red run today means the same tomorrow."""
 
@@ -115,7 +119,7 @@ def run_in(path, script, *args, timeout=600, fresh=False, **environ):
             of a process that has imported torch, and nothing that is tested.
         environ: Environment variables.
     """
-    command, variables_ = [*map(str, (script, *args))], variables(path, os.environ) | BYTECODE | environ
+    command, variables_ = [*map(str, (script, *args))], variables(path, os.environ) | BYTECODE | UNCACHED | environ
     if fresh:
         done = subprocess.run(
             [sys.executable, *command], env=variables_, capture_output=True, text=True, timeout=timeout, check=False

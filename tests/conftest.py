@@ -31,6 +31,25 @@ def pytest_collection_modifyitems(items):
             item.add_marker(marker)
 
 
+class Failures:
+    """Tells what failed when it fails: a run of half an hour may be stopped before its end."""
+
+    def __init__(self, terminal):
+        self.terminal = terminal
+
+    def pytest_runtest_logreport(self, report):
+        if report.failed:
+            crash = getattr(report.longrepr, "reprcrash", None)
+            self.terminal.ensure_newline()
+            self.terminal.write_line(f"{report.nodeid}: {crash.message if crash else report.longrepr}"[:1000])
+
+
+def pytest_sessionstart(session):
+    terminal = session.config.pluginmanager.get_plugin("terminalreporter")
+    if terminal is not None and not hasattr(session.config, "workerinput"):
+        session.config.pluginmanager.register(Failures(terminal))
+
+
 @pytest.fixture(autouse=True)
 def _what_compiling_leaves():
     # What a test compiles leaves TORCHINDUCTOR_CACHE_DIR behind, and forks.py compares what torch reads at its start.

@@ -5,7 +5,8 @@
 Prints a JSON object with three parts, each by patch id:
 
 - ``off``: the probes without any patch; then import, apply, undo in several permutations.
-- ``on``: the probes with the patches as ``import nrl_patches`` applies them; then the structural ways.
+- ``on``: the probes with the patches as ``import nrl_patches`` applies them; then the structural ways, where the range
+  of a patch begins or ends.
 - ``ways``: what became of every way to use a target, by subject, patched; and unpatched where that is to be known.
 
 A patch is measured where an environment is named by the distribution along which it is declared; elsewhere, such as a
@@ -65,6 +66,7 @@ def forked(function, *args):
         pid = os.fork()
         if pid == 0:
             code = 1
+            tempfile.tempdir = folder  # What a way leaves behind goes with it.
             try:
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 file.write_text(json.dumps(function(*args)), encoding="utf-8")
@@ -125,6 +127,8 @@ def off(environment, subjects):
     os.environ["NRL_PATCHES"] = "0"
     # What is older than the targets holds none of them, and need not be searched for who does at each apply and undo.
     gc.freeze()
+    # The engine would count what is frozen, object by object, to tell of it in a note.
+    gc.get_freeze_count = lambda: 0
     registry = registry_with_targets()
     options = {subject.name: subject.environments.get(environment, {}) for subject in SUBJECTS}
     gone = {name: forked(went, name, options[name], names) for name, names in subjects.items()}
@@ -136,6 +140,7 @@ def off(environment, subjects):
 
 def on(environment):
     """The side with patches."""
+    from releases import at_an_end
     from ways.structure import structure
 
     import nrl_patches
@@ -160,7 +165,7 @@ def on(environment):
             "reason": status.reason,
             "notes": status.notes,
             "marked": marked,
-            "structure": dict(structure(patch)) if applied and is_measured(patch, environment) else {},
+            "structure": dict(structure(patch)) if applied and at_an_end(patch, environment) else {},
         }
     return {"patches": report, "ways": gone}
 

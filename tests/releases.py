@@ -13,6 +13,8 @@ from standins import ROOT
 from nrl_patches.matrix.environments import Part, variables
 from nrl_patches.matrix.environments import build as build_environment
 from nrl_patches.matrix.environments import build_part as build_folder
+from nrl_patches.matrix.names import parse_environment
+from nrl_patches.matrix.plan import axis
 
 FOLDER = Path(os.environ.get("NRL_PATCHES_RELEASES", ROOT / ".releases"))
 
@@ -66,6 +68,20 @@ ENVIRONMENTS = (
     "vllm==0.33.0",
 )
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""
+
+
+def at_an_end(patch, environment):
+    """Whether a range of a patch begins or ends, as far as these releases go, with that of an environment."""
+    for conjunction in patch.affected.alternatives:
+        affected = {
+            e: versions[axis(patch)]
+            for e, versions in ((e, parse_environment(e)) for e in ENVIRONMENTS)
+            if all(part.distribution in versions for part in conjunction)
+            and all(part.releases.contains(versions[part.distribution]) for part in conjunction)
+        }
+        if environment in affected and affected[environment] in {min(affected.values()), max(affected.values())}:
+            return True
+    return False
 
 
 PEFT = Part(("peft==0.21.2",))

@@ -12,7 +12,7 @@ import json
 import pytest
 from contract_side import is_measured
 from packaging.version import Version
-from releases import ENVIRONMENTS, FOLDER, PEFT, build_part, results, run_on
+from releases import ENVIRONMENTS, FOLDER, PEFT, at_an_end, build_part, results, run_on
 from standins import ROOT
 from ways.subjects import RULE, SUBJECTS
 
@@ -115,9 +115,18 @@ def test_import_apply_undo_in_every_permutation(environment, patch_id):
     assert all(outcomes.values()), outcomes
 
 
-@measured
+@pytest.mark.parametrize(
+    ("environment", "patch_id"),
+    [
+        pytest.param(environment, patch.id, marks=pytest.mark.xdist_group(environment))
+        for environment in ENVIRONMENTS
+        for patch in load()
+        if at_an_end(patch, environment)
+    ],
+)
 def test_however_a_target_is_called_copied_or_inherited_the_defect_stays_away(environment, patch_id):
     problems = side(environment, "on")[patch_id]["structure"]
+    assert problems or all(not fix.qualname for fix in load().patches[patch_id].fixes)
     assert not {name: problem for name, problem in problems.items() if problem}
 
 

@@ -219,7 +219,7 @@ SUBJECTS = (
             beside_peft("4.56.0"): {"families": "gemma3n qwen2_5_vl", "compiles": ""},
             beside_peft("5.5.0"): {"families": "gemma3n gemma4", "compiles": ""},
             beside_peft("5.5.4"): {"families": "gemma3n gemma4", "compiles": ""},
-            beside_peft("5.8.1"): {"families": "gemma3 gemma3n gemma4 qwen2_5_vl", "compiles": "gemma3"},
+            beside_peft("5.8.1"): {"families": "gemma3 qwen2_5_vl", "compiles": "gemma3"},
             beside_peft("5.16.1"): {"families": "gemma3", "compiles": ""},
             beside_peft("5.24.0"): {"families": "gemma3n gemma4 qwen2_5_vl", "compiles": "qwen2_5_vl"},
         },

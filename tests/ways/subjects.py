@@ -257,7 +257,12 @@ SUBJECTS = (
             "transformers==5.23.0": {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "nothing"},
             beside_peft("5.24.0"): {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "all"},
         },
-        covers=KV_SHARING | {"eager": "Mistral, eager, *", "no checkpointing": "checkpointing none"},
+        covers=KV_SHARING
+        | {
+            "eager": "Mistral, eager, *",
+            "no checkpointing": "checkpointing none",
+            "compile, backend aot_eager": "compile aot_eager*",
+        },
         leaves_out={},
     ),
     Subject(

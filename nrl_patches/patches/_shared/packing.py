@@ -190,6 +190,9 @@ def observe(*, remapping: bool) -> Observation:
 
     Args:
         remapping: Whether the defect is that of releases whose masks take the order of packed tokens from positions.
+
+    Returns:
+        The defect is present if the sequences are told apart with neither, and not with one of them.
     """
     from transformers import masking_utils
 

@@ -284,6 +284,22 @@ SUBJECTS = (
         | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
     ),
     Subject(
+        "Qwen3.5 in transformers",
+        patches=("transformers.qwen3_5_*",),
+        module="qwen3_5",
+        environments={beside_peft(v): {} for v in ("5.2.0", "5.4.0", "5.5.4", "5.24.0")},
+        covers={
+            "call by position and by keyword": "* by keyword and device_map",
+            "LoRA": "* LoRA*",
+            "deepcopy": "* deepcopy, saved",
+            "pickle": "* pickle, saved",
+            "subclass": "* by a subclass",
+        },
+        leaves_out=LOADING
+        | without("from_pretrained loads before it is sharded", "FSDP2")
+        | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
         "LoRA in the towers of Gemma 4",
         patches=("peft.gemma4_clippable_*",),
         module="peft_clippable",

@@ -9,8 +9,11 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+from nrl_patches.patches._shared import qwen_vl_rules
 
 FAMILIES = {"qwen3_5": "Qwen3_5", "qwen3_5_moe": "Qwen3_5Moe"}
 """How the names of their classes begin, by the model type of what has the vision tower."""
@@ -41,6 +44,60 @@ def hub_name(name: str) -> str:
         name: The name that a release saved it under.
     """
     return _NESTED.sub(lambda match: "model.language_model." if match["text"] else "model.", name)
+
+
+def by_hub_names(model: Any, tensors: Any) -> Any:
+    """Return the tensors by their names on the hub; the same object if no name changes.
+
+    Args:
+        model: A model of the family.
+        tensors: The tensors of a checkpoint, by name.
+    """
+    changed = {name: right for name in tensors if (right := hub_name(name)) != name and right not in tensors}
+    if not changed:
+        return tensors
+    own = model.state_dict()
+    return {name if name in own else changed.get(name, name): tensor for name, tensor in tensors.items()}
+
+
+def without_wrong_rule(kind: str, load_config: Any) -> Any:
+    """Return the configuration of a load without the rule of the class without a tower, for one with a tower.
+
+    Args:
+        kind: The model type.
+        load_config: transformers' ``LoadStateDictConfig``.
+    """
+    from transformers.core_model_loading import WeightRenaming
+
+    if kind not in FAMILIES:
+        return load_config
+    shipped = qwen_vl_rules.shipped_rules().get(f"{kind}_text", [])
+    # Newer releases scope it to the text model, where it does no harm, and have a class of their own for it.
+    rules = [
+        rule
+        for rule in load_config.weight_mapping or ()
+        if type(rule) is not WeightRenaming or (rule.source_patterns, rule.target_patterns) not in shipped
+    ]
+    same = rules == list(load_config.weight_mapping or ())
+    return load_config if same else replace(load_config, weight_mapping=rules)
+
+
+def missing_experts(model: Any, load_config: Any, tensors: Any) -> list[Any]:
+    """Return the rules that put experts together, if they are needed and missing.
+
+    Args:
+        model: A mixture of experts of the family.
+        load_config: transformers' ``LoadStateDictConfig``.
+        tensors: The tensors of a checkpoint, by name.
+    """
+    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+    from transformers.core_model_loading import WeightConverter
+
+    split = set(filter(SPLIT_EXPERT.search, tensors))
+    there = any(isinstance(rule, WeightConverter) for rule in load_config.weight_mapping or ())
+    if there or not split or not split.isdisjoint(model.state_dict()):
+        return []
+    return [rule for rule in get_checkpoint_conversion_mapping("qwen2_moe") or () if isinstance(rule, WeightConverter)]
 
 
 def saved_by(release: str, tensors: Mapping[str, Any]) -> dict[str, Any]:

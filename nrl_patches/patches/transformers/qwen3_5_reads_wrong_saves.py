@@ -20,7 +20,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import qwen3_5, qwen_vl_rules
+from nrl_patches.patches._shared import qwen3_5
 from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
@@ -48,60 +48,6 @@ def check_takes_tensors(load: Callable[..., Any]) -> str | None:
     return mismatch(load, parameters="model state_dict load_config", attributes="weight_mapping rename_source_key")
 
 
-def by_hub_names(model: Any, tensors: Any) -> Any:
-    """Return the tensors by their names on the hub; the same object if no name changes.
-
-    Args:
-        model: A model of the family.
-        tensors: The tensors of a checkpoint, by name.
-    """
-    changed = {name: right for name in tensors if (right := qwen3_5.hub_name(name)) != name and right not in tensors}
-    if not changed:
-        return tensors
-    own = model.state_dict()
-    return {name if name in own else changed.get(name, name): tensor for name, tensor in tensors.items()}
-
-
-def without_wrong_rule(kind: str, load_config: Any) -> Any:
-    """Return the configuration of a load without the rule of the class without a tower, for one with a tower.
-
-    Args:
-        kind: The model type.
-        load_config: transformers' ``LoadStateDictConfig``.
-    """
-    from transformers.core_model_loading import WeightRenaming
-
-    if kind not in qwen3_5.FAMILIES:
-        return load_config
-    shipped = qwen_vl_rules.shipped_rules().get(f"{kind}_text", [])
-    # Newer releases scope it to the text model, where it does no harm, and have a class of their own for it.
-    rules = [
-        rule
-        for rule in load_config.weight_mapping or ()
-        if type(rule) is not WeightRenaming or (rule.source_patterns, rule.target_patterns) not in shipped
-    ]
-    same = rules == list(load_config.weight_mapping or ())
-    return load_config if same else replace(load_config, weight_mapping=rules)
-
-
-def missing_experts(model: Any, load_config: Any, tensors: Any) -> list[Any]:
-    """Return the rules that put experts together, if they are needed and missing.
-
-    Args:
-        model: A mixture of experts of the family.
-        load_config: transformers' ``LoadStateDictConfig``.
-        tensors: The tensors of a checkpoint, by name.
-    """
-    from transformers.conversion_mapping import get_checkpoint_conversion_mapping
-    from transformers.core_model_loading import WeightConverter
-
-    split = set(filter(qwen3_5.SPLIT_EXPERT.search, tensors))
-    there = any(isinstance(rule, WeightConverter) for rule in load_config.weight_mapping or ())
-    if there or not split or not split.isdisjoint(model.state_dict()):
-        return []
-    return [rule for rule in get_checkpoint_conversion_mapping("qwen2_moe") or () if isinstance(rule, WeightConverter)]
-
-
 @patch.fix(
     "transformers.core_model_loading:convert_and_load_state_dict_in_model",
     guard=check_takes_tensors,
@@ -119,9 +65,9 @@ def reading_wrong_saves(load: Callable[..., Any]) -> Callable[..., Any]:
         if kind is None:
             return load(model, *args, **kwargs)
         call = signature.bind(model, *args, **kwargs).arguments
-        call["state_dict"] = by_hub_names(model, call["state_dict"])
-        call["load_config"] = config = without_wrong_rule(kind, call["load_config"])
-        experts = missing_experts(model, config, call["state_dict"]) if "moe" in kind else []
+        call["state_dict"] = qwen3_5.by_hub_names(model, call["state_dict"])
+        call["load_config"] = config = qwen3_5.without_wrong_rule(kind, call["load_config"])
+        experts = qwen3_5.missing_experts(model, config, call["state_dict"]) if "moe" in kind else []
         if not experts:
             return load(**call)
         call["load_config"] = replace(config, weight_mapping=[*(config.weight_mapping or ()), *experts])

@@ -69,11 +69,11 @@ def rules_of_hub(model: Any, kind: str) -> list[Any] | None:
         rules = get_model_conversion_mapping(model, add_legacy=False)
     patterns = [pattern for rules_ in shipped.values() for pattern in rules_]
     # Without a tower the text model's rule restores the names that the hub has for it.
-    drops = WeightConverter if kind not in qwen3_5.FAMILIES else object
     kept = [
         rule
         for rule in rules
-        if not (isinstance(rule, drops) and (rule.source_patterns, rule.target_patterns) in patterns)
+        if not (kind in qwen3_5.FAMILIES or isinstance(rule, WeightConverter))
+        or (rule.source_patterns, rule.target_patterns) not in patterns
     ]
     return kept if len(kept) < len(rules) else None
 

@@ -91,6 +91,9 @@ def test_each_combination_of_a_lock_in_nemo_rls_shape_is_answered_by_the_evidenc
         "transformers.gemma3_loss_ignores_token_count",
         "transformers.gemma3n_loss_ignores_token_count",
         "transformers.gemma4_loss_ignores_token_count",
+        "transformers.gemma3_text_needs_token_type_ids",
+        "transformers.gemma4_text_needs_token_type_ids",
+        "transformers.paligemma_text_needs_token_type_ids",
         "transformers.trainer_divides_gradients_twice",
     }
     # What is a checkout of Automodel has no number: nobody can say without looking.
@@ -122,6 +125,9 @@ def test_a_bump_tells_what_begins_what_ends_and_what_moved():
         "gemma3_loss_ignores_token_count": "stays",
         "gemma3n_loss_ignores_token_count": "ends",
         "gemma4_loss_ignores_token_count": "ends",
+        "gemma3_text_needs_token_type_ids": "ends",
+        "gemma4_text_needs_token_type_ids": "ends",
+        "paligemma_text_needs_token_type_ids": "ends",
         "trainer_divides_gradients_twice": "ends",
     }
     moved = {change.id: change.moved for change in changes}

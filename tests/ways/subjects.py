@@ -227,6 +227,51 @@ SUBJECTS = (
         leaves_out=ACCUMULATION_LEFT_OUT,
     ),
     Subject(
+        "text without types of tokens",
+        patches=("transformers.*_text_needs_token_type_ids",),
+        module="token_types",
+        environments={
+            "transformers==5.0.0": {"families": "gemma3 paligemma", "compiles": ""},
+            beside_peft("5.5.0"): {"families": "gemma3 gemma4", "compiles": ""},
+            "transformers==5.5.4": {"compiles": "gemma3"},
+            beside_peft("5.8.1"): {"families": "paligemma", "compiles": ""},
+        },
+        fixed=beside_peft("5.9.0"),
+        covers={
+            "call by position and by keyword": "* called by position",
+            "eager": "* checkpointing none",
+            "compile, backend eager": "* compile eager*",
+            "compile, backend aot_eager": "* compile aot_eager*",
+            "compile, backend inductor": "* compile inductor*",
+            "compile, fullgraph": "* compile aot_eager fullgraph*",
+            "no checkpointing": "* checkpointing none",
+            "checkpointing, non-reentrant": "* checkpointing enabled non-reentrant",
+            "checkpointing, reentrant": "* checkpointing enabled reentrant",
+            "checkpointing, torch's wrapper, non-reentrant": "* checkpointing wrapped non-reentrant",
+            "checkpointing, torch's wrapper, reentrant": "* checkpointing wrapped reentrant",
+            "DDP": "* DDP, *",
+            "DDP, find_unused_parameters": "* DDP find_unused_parameters, *",
+            "FSDP2": "* FSDP2, *",
+            "LoRA": "* LoRA, *",
+            "Trainer": "* Trainer, *",
+            "autocast": "* autocast, *",
+            "deepcopy": "* deepcopy",
+            "pickle": "* pickle",
+            "subclass": "* subclass",
+        },
+        leaves_out={},
+        # The weights of an idle tower are marked twice, by a parameter search and by a second backward pass.
+        limits={
+            (environment, "* DDP find_unused_parameters, * reentrant"): "mark a variable ready only once"
+            for environment in (
+                "transformers==5.0.0",
+                beside_peft("5.5.0"),
+                "transformers==5.5.4",
+                beside_peft("5.8.1"),
+            )
+        },
+    ),
+    Subject(
         "layers that stay whole in transformers",
         patches=("transformers.absent_no_split_modules",),
         module="no_split_modules",

@@ -260,16 +260,6 @@ SUBJECTS = (
             "subclass": "* subclass",
         },
         leaves_out={},
-        # The weights of an idle tower are marked twice, by a parameter search and by a second backward pass.
-        limits={
-            (environment, "* DDP find_unused_parameters, * reentrant"): "mark a variable ready only once"
-            for environment in (
-                "transformers==5.0.0",
-                beside_peft("5.5.0"),
-                "transformers==5.5.4",
-                beside_peft("5.8.1"),
-            )
-        },
     ),
     Subject(
         "layers that stay whole in transformers",

@@ -12,7 +12,6 @@ from functools import partial
 from types import SimpleNamespace
 
 import torch
-import transformers
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from ways.kv_sharing import CHECKPOINTING, COMPILE, RATE, TRAINER, collected, distance, one_rank, plain
@@ -41,6 +40,8 @@ def build(family, kind=None):
 
 def text_model(family):
     """Return upstream's text model with the weights of the one that takes images."""
+    import transformers
+
     model = build(family)
     config = copy.deepcopy(model.config.get_text_config())
     if family == "paligemma":
@@ -64,7 +65,8 @@ def call(model):
 
 def call_text(model):
     """PaliGemma counts from one, which rounds otherwise in half precision."""
-    return model(**PADDED, position_ids=POSITIONS + isinstance(model, transformers.GemmaForCausalLM), use_cache=False)
+    first = int(type(model).__name__ == TEXT_MODELS["paligemma"])
+    return model(**PADDED, position_ids=POSITIONS + first, use_cache=False)
 
 
 def taken(model):
@@ -186,6 +188,8 @@ def lora(family, how):
 
 def trained(family, **arguments):
     """One step of the Trainer."""
+    import transformers
+
     model, seen = build(family), []
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)

@@ -29,6 +29,7 @@ ENVIRONMENTS = (
     "transformers==4.55.0",  # the first with gpt-oss
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
+    "transformers==4.57.6",
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
     "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower

@@ -228,13 +228,14 @@ SUBJECTS = (
     ),
     Subject(
         "text without types of tokens",
-        patches=("transformers.*_text_needs_token_type_ids",),
+        patches=("transformers.*_text_needs_token_type_ids", "transformers.paligemma_text_sees_*"),
         module="token_types",
         environments={
             "transformers==5.0.0": {"families": "gemma3 paligemma", "compiles": ""},
             beside_peft("5.5.0"): {"families": "gemma3 gemma4", "compiles": ""},
             "transformers==5.5.4": {"compiles": "gemma3"},
             beside_peft("5.8.1"): {"families": "paligemma", "compiles": ""},
+            beside_peft("5.24.0"): {"families": "paligemma", "compiles": ""},
         },
         fixed=beside_peft("5.9.0"),
         covers={

@@ -169,6 +169,13 @@ def lost(model: Any, expected: Mapping[str, Any]) -> int:
     return sum(not torch.equal(tensor, expected[full(name)]) for name, tensor in found.items())
 
 
+def exists() -> bool:
+    """Whether this release of transformers has the family."""
+    import transformers
+
+    return hasattr(transformers, f"{FAMILIES['qwen3_5']}ForConditionalGeneration")
+
+
 def head(family: str) -> Any:
     """Return the class with a head and a tower.
 

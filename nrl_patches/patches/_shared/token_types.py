@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation
+from nrl_patches.errors import MismatchError
 from nrl_patches.patches._shared.quiet import quiet
 
 TEXT: dict[str, Any] = {
@@ -32,6 +34,14 @@ VISION = {
     "patch_size": 14,
 }
 IMAGE_TOKEN, IMAGE_TOKENS = 60, 4
+
+ROUNDING = 1e-4
+
+_ALL_ANSWER = """\
+if token_type_ids is None and pixel_values is None and input_ids is not None:
+    if self.training or labels is not None:
+        token_type_ids = torch.ones_like(input_ids)
+"""
 
 
 def gemma3() -> Any:
@@ -98,6 +108,48 @@ def observe(name: str, build: Callable[[], Any]) -> Observation:
         except ValueError as error:
             return Observation("token_type_ids" in str(error), {"ValueError": str(error)})
     return Observation(False, {"loss": round(loss, 4)})
+
+
+def answer_all(function: ast.FunctionDef) -> ast.FunctionDef:
+    """Have text that is trained on, or has labels, all answer and no prompt, unless its types are given.
+
+    Args:
+        function: The syntax of ``PaliGemmaForConditionalGeneration.forward``.
+
+    Returns:
+        The same, with a statement in front of the others.
+
+    Raises:
+        MismatchError: It does not take what that reads.
+    """
+    needed = ("input_ids", "pixel_values", "token_type_ids", "labels")
+    taken = [argument.arg for argument in (*function.args.args, *function.args.kwonlyargs)]
+    if not set(needed) <= set(taken):
+        raise MismatchError(f"the parameters {', '.join(needed)}", ", ".join(taken))
+    first = int(ast.get_docstring(function) is not None)
+    function.body[first:first] = ast.parse(_ALL_ANSWER).body
+    return function
+
+
+def observe_leak() -> Observation:
+    """Change the last token of a text that a tiny PaliGemma is trained on, and look at the logits before it.
+
+    Returns:
+        The defect is present if these change; not if the text is refused.
+    """
+    import torch
+
+    with quiet():
+        model, tokens = paligemma().train(), 3 + torch.arange(8)[None]
+        other = tokens.clone()
+        other[0, -1] = 40
+        try:
+            with torch.no_grad():
+                one, two = (model(input_ids=ids, labels=ids).logits[:, :-1] for ids in (tokens, other))
+        except ValueError as error:
+            return Observation(False, {"ValueError": str(error)})
+    change = (one - two).abs().max().item()
+    return Observation(change > ROUNDING, {"change": round(change, 4)})
 
 
 def _seeded(kind: Any, config: Any) -> Any:

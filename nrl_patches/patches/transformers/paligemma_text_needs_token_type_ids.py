@@ -11,11 +11,11 @@ Fix: text that is trained on, or has labels, is all answer, whose mask is causal
     Generation, and evaluation without labels, stay as they are.
 Remove when: no supported release is older than transformers 5.9.0, which asks for them nowhere.
 
-`PaliGemmaModel` alone still refuses: ColPali's queries are seen in both directions. From 5.9.0 on the mask is causal
-too, but for text without padding in SDPA, which takes the attention's own word that it isn't.
+`PaliGemmaModel` alone still refuses: ColPali's queries are seen in both directions. Other releases train, and see the
+answers: transformers.paligemma_text_sees_its_labels.
 """
 
-from nrl_patches import Edit, Observation, Patch
+from nrl_patches import Observation, Patch
 from nrl_patches.patches._shared import token_types
 
 patch = Patch(
@@ -29,16 +29,7 @@ patch = Patch(
 )
 
 patch.rewrite(
-    "transformers.models.paligemma.modeling_paligemma:PaliGemmaForConditionalGeneration.forward",
-    Edit(
-        old="outputs = self.model(",
-        new="""\
-if token_type_ids is None and pixel_values is None and input_ids is not None:
-    if self.training or labels is not None:
-        token_type_ids = torch.ones_like(input_ids)
-outputs = self.model(
-""",
-    ),
+    "transformers.models.paligemma.modeling_paligemma:PaliGemmaForConditionalGeneration.forward", token_types.answer_all
 )
 
 

@@ -156,6 +156,9 @@ def lost(model: Any, expected: Mapping[str, Any]) -> int:
     Args:
         model: The model with its head, the one without a head, or one of the two without a tower.
         expected: The tensors of the checkpoint, by their names in the model with its head.
+
+    Returns:
+        Their number.
     """
     import torch
 

@@ -29,7 +29,6 @@ ENVIRONMENTS = (
     "transformers==4.55.0",  # the first with gpt-oss
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
-    "transformers==4.57.6",
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
     "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
@@ -41,10 +40,13 @@ ENVIRONMENTS = (
     "transformers==5.6.0",  # the first in which Gemma 3n shares without a cache, and with that rule
     "peft==0.21.2 & transformers==5.8.1",
     "peft==0.19.0 & transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
+    "transformers==5.10.1",  # the first that looks for code among the blobs of the hub's cache
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
     "transformers==5.16.1",
     "transformers==5.17.0",  # the first whose Gemma 3 divides by tokens
+    "transformers==5.19.0",
+    "transformers==5.20.0",  # the first whose talker of Qwen3-Omni keeps its configurations
     "transformers==5.22.2",
     "transformers==5.23.0",  # the first whose shared states accelerate can move
     "peft==0.21.2 & transformers==5.24.0",

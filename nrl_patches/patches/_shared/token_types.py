@@ -135,21 +135,24 @@ def observe_leak() -> Observation:
     """Change the last token of a text that a tiny PaliGemma is trained on, and look at the logits before it.
 
     Returns:
-        The defect is present if these change; not if the text is refused.
+        The defect is present if these change, but do not where the text is padded; not if it is refused.
     """
     import torch
 
+    changes = {}
     with quiet():
         model, tokens = paligemma().train(), 3 + torch.arange(8)[None]
         other = tokens.clone()
         other[0, -1] = 40
-        try:
-            with torch.no_grad():
-                one, two = (model(input_ids=ids, labels=ids).logits[:, :-1] for ids in (tokens, other))
-        except ValueError as error:
-            return Observation(False, {"ValueError": str(error)})
-    change = (one - two).abs().max().item()
-    return Observation(change > ROUNDING, {"change": round(change, 4)})
+        for name, padding in (("alone", 0), ("padded", 2)):
+            mask = (torch.arange(8)[None] >= padding).long()
+            try:
+                with torch.no_grad():
+                    one, two = (model(input_ids=t, attention_mask=mask, labels=t).logits for t in (tokens, other))
+            except ValueError as error:
+                return Observation(False, {"ValueError": str(error)})
+            changes[name] = round((one - two)[:, padding:-1].abs().max().item(), 4)
+    return Observation(changes["padded"] <= ROUNDING < changes["alone"], changes)
 
 
 def _seeded(kind: Any, config: Any) -> Any:

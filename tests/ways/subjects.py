@@ -364,7 +364,7 @@ SUBJECTS = (
         "the talker's configuration in Qwen3-Omni",
         patches=("transformers.qwen3_omni_talker_*",),
         module="qwen3_omni_talker",
-        environments={"transformers==5.4.0": {}, "transformers==5.19.0": {}},
+        environments={beside_peft("5.4.0"): {}, "transformers==5.19.0": {}},
         fixed="transformers==5.20.0",
         covers={
             "call by position and by keyword": "objects",

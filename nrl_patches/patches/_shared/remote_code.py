@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from unittest import mock
 
 MODULE = "configuration_tiny"
@@ -56,9 +58,18 @@ def modules_in(folder: Path) -> Iterator[None]:
     """
     from transformers import dynamic_module_utils
 
-    before = list(sys.path)
+    def loaded() -> dict[str, ModuleType]:
+        return {name: module for name, module in sys.modules.items() if name.startswith("transformers_modules")}
+
+    path, own = list(sys.path), loaded()
     with mock.patch.object(dynamic_module_utils, "HF_MODULES_CACHE", str(folder)):
         try:
+            for name in own:
+                del sys.modules[name]
+            importlib.invalidate_caches()
             yield
         finally:
-            sys.path[:] = before
+            for name in loaded():
+                del sys.modules[name]
+            sys.modules.update(own)
+            sys.path[:] = path

@@ -126,7 +126,8 @@ def test_import_apply_undo_in_every_permutation(environment, patch_id):
 )
 def test_however_a_target_is_called_copied_or_inherited_the_defect_stays_away(environment, patch_id):
     problems = side(environment, "on")[patch_id]["structure"]
-    assert problems or all(not fix.qualname for fix in load().patches[patch_id].fixes)
+    tried = not cannot_be_measured(environment, patch_id)
+    assert bool(problems) == (tried and any(fix.qualname for fix in load().patches[patch_id].fixes))
     assert not {name: problem for name, problem in problems.items() if problem}
 
 

@@ -261,6 +261,10 @@ SUBJECTS = (
             "subclass": "* subclass",
         },
         leaves_out={},
+        # With types of zeros, unpatched, it raises the same.
+        limits={
+            ("transformers==5.5.4", "gemma4, FSDP2, checkpointing enabled reentrant"): "through the graph a second time"
+        },
     ),
     Subject(
         "layers that stay whole in transformers",

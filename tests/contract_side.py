@@ -46,7 +46,7 @@ COMMON = (
 )
 """What both sides import before any target: done once."""
 
-ALONG = {"huggingface_hub.dataclasses"}
+ALONG = {"huggingface_hub.dataclasses", "transformers.dynamic_module_utils"}
 """Targets that come along with it: patched where they are, as in a program that imports this package last."""
 
 

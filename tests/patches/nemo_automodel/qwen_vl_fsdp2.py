@@ -76,7 +76,7 @@ def rank_main(rank, folder, port):
     auto_model = cpu_for_cuda.install()
     with quiet():
         found = {family: load(auto_model, Path(folder), family) for family in qwen_vl_rules.HEADS}
-    found["status"] = {i: str(s.state) for i, s in nrl_patches.status().items() if "qwen" in i}
+    found["status"] = {i: str(s.state) for i, s in nrl_patches.status().items() if "qwen_vl" in i}
     gathered = [None] * RANKS
     distributed.all_gather_object(gathered, found)
     distributed.destroy_process_group()

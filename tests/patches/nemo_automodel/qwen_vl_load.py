@@ -104,7 +104,7 @@ if __name__ == "__main__":
         for made_folder in folders:
             made_folder.mkdir()
         report = {
-            "status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i},
+            "status": {i: s.state for i, s in nrl_patches.status().items() if "qwen_vl" in i},
             "qwen2_vl": qwen_vl("qwen2_vl", folders[0]),
             "qwen2_5_vl": qwen_vl("qwen2_5_vl", folders[1]),
             "tied": qwen_vl("qwen2_vl", folders[2], tied=True),

@@ -260,7 +260,7 @@ def lora(folder):
 
 if __name__ == "__main__":
     with quiet(), tempfile.TemporaryDirectory() as made:
-        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen" in i or "subclass" in i}}
+        report = {"status": {i: s.state for i, s in nrl_patches.status().items() if "qwen_vl" in i or "subclass" in i}}
         for number, kind in enumerate(qwen_vl_rules.HEADS):
             (Path(made) / str(number)).mkdir()
             report[kind] = family(kind, Path(made) / str(number))

@@ -18,6 +18,9 @@ SLOW = {
     "processes": "processes",
     "test_contract.py": "releases",
     "test_matrix_command.py": "processes",
+    "test_update.py": "processes",
+    "test_lowest_dependencies.py": "processes",
+    "test_forks.py": "processes",
 }
 """The marker of what lies there, by a part of the path; everything else is ``fast``."""
 

@@ -194,18 +194,32 @@ def lora(family, checkpointing):
 
 def trained(family, **arguments):
     """Two steps of the Trainer, against the same by hand."""
+    steps = trainer_steps(build(family), {"input_ids": TOKENS, "labels": LABELS}, 2, **arguments)
+    return max(distance(found, expected) for found, expected in zip(steps, by_hand(family), strict=True))
+
+
+def trainer_steps(model, columns, number, seen=None, **arguments):
+    """Return the gradients of some steps of the Trainer, each of all rows.
+
+    Args:
+        model: The model.
+        columns: The rows, by the name of the argument.
+        number: How many steps.
+        seen: What the gradients of the model are, by name; ``collected`` if None.
+        arguments: Those of ``TrainingArguments``.
+    """
     import transformers
 
-    model, examples = build(family), [{"input_ids": t, "labels": n} for t, n in zip(TOKENS, LABELS, strict=True)]
+    rows = len(columns["input_ids"])
     optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
     steps = []
-    optimizer.register_step_pre_hook(lambda *_: steps.append(collected(model)))
+    optimizer.register_step_pre_hook(lambda *_: steps.append((seen or collected)(model)))
     with tempfile.TemporaryDirectory() as folder:
         settings = transformers.TrainingArguments(
             folder,
-            max_steps=2,
-            per_device_train_batch_size=len(TOKENS),
+            max_steps=number,
+            per_device_train_batch_size=rows,
             max_grad_norm=0,
             report_to=[],
             save_strategy="no",
@@ -215,12 +229,13 @@ def trained(family, **arguments):
             dataloader_pin_memory=False,
             **arguments,
         )
+        examples = [{name: column[row] for name, column in columns.items()} for row in range(rows)]
         trainer = transformers.Trainer(
             model=model, args=settings, train_dataset=examples, optimizers=(optimizer, schedule)
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.train()
-    return max(distance(found, expected) for found, expected in zip(steps, by_hand(family), strict=True))
+    return steps
 
 
 @functools.cache

@@ -7,13 +7,22 @@ far the loss and the gradients are from the reference's: the largest relative er
 import copy
 import functools
 import pickle
-import tempfile
 from functools import partial
 
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from ways.kv_sharing import CHECKPOINTING, RATE, TRAINER, checkpointed, collected, distance, one_rank, plain
+from ways.kv_sharing import (
+    CHECKPOINTING,
+    RATE,
+    TRAINER,
+    checkpointed,
+    collected,
+    distance,
+    one_rank,
+    plain,
+    trainer_steps,
+)
 
 from nrl_patches.patches._shared.packing import tiny_model
 
@@ -154,34 +163,8 @@ def lora(checkpointing):
 
 def trained(family="Mistral", **arguments):
     """Two steps of the Trainer, against the same one by one."""
-    import transformers
-
-    model = build(family)
     columns = {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": POSITIONS, "labels": LABELS}
-    examples = [{name: column[row] for name, column in columns.items()} for row in range(len(TOKENS))]
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    steps = []
-    optimizer.register_step_pre_hook(lambda *_: steps.append(collected(model)))
-    with tempfile.TemporaryDirectory() as folder:
-        settings = transformers.TrainingArguments(
-            folder,
-            max_steps=2,
-            per_device_train_batch_size=len(TOKENS),
-            max_grad_norm=0,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            **arguments,
-        )
-        trainer = transformers.Trainer(
-            model=model, args=settings, train_dataset=examples, optimizers=(optimizer, schedule)
-        )
-        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-        trainer.train()
+    steps = trainer_steps(build(family), columns, 2, **arguments)
     return max(distance(found, expected) for found, expected in zip(steps, two_steps(family), strict=True))
 
 

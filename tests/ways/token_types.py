@@ -7,14 +7,13 @@ returns how far the loss and the gradients are from the reference's: the largest
 import copy
 import functools
 import pickle
-import tempfile
 from functools import partial
 from types import SimpleNamespace
 
 import torch
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
-from ways.kv_sharing import CHECKPOINTING, COMPILE, RATE, TRAINER, collected, distance, one_rank, plain
+from ways.kv_sharing import CHECKPOINTING, COMPILE, TRAINER, collected, distance, one_rank, plain, trainer_steps
 from ways.kv_sharing import checkpointed as wrapped
 
 from nrl_patches.patches._shared import token_types
@@ -188,33 +187,7 @@ def lora(family, how):
 
 def trained(family, **arguments):
     """One step of the Trainer."""
-    import transformers
-
-    model, seen = build(family), []
-    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda _: 1.0)
-    optimizer.register_step_pre_hook(lambda *_: seen.append(taken(model)))
-    examples = [{name: rows[n] for name, rows in PADDED.items()} for n in range(len(TOKENS))]
-    with tempfile.TemporaryDirectory() as folder:
-        settings = transformers.TrainingArguments(
-            folder,
-            max_steps=1,
-            per_device_train_batch_size=len(TOKENS),
-            max_grad_norm=0,
-            report_to=[],
-            save_strategy="no",
-            logging_strategy="no",
-            disable_tqdm=True,
-            use_cpu=True,
-            dataloader_pin_memory=False,
-            **arguments,
-        )
-        trainer = transformers.Trainer(
-            model=model, args=settings, train_dataset=examples, optimizers=(optimizer, schedule)
-        )
-        trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
-        trainer.train()
-    (found,) = seen
+    (found,) = trainer_steps(build(family), PADDED, 1, taken, **arguments)
     return distance(found, {name: gradient for name, gradient in reference(family).items() if name != "loss"})
 
 

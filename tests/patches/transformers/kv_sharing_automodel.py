@@ -2,8 +2,9 @@
 
     python kv_sharing_automodel.py FAMILY...
 
-Prints for each family the error of the gradients relative to those of the same model as it is, or the exception, and
-whether the layers were checkpointed in the reentrant way.
+Prints for each family the error of the gradients relative to those of the same model alone, or the exception, and
+whether the layers were checkpointed in the reentrant way. Where Automodel has a holder of its own for the shared states
+of Gemma 3n, it is put in as Automodel does, before the model is sharded.
 """
 
 import json
@@ -32,28 +33,46 @@ def mesh():
     return DistributedSetup.build(FSDP2Config(), world_size=1).mesh_context.device_mesh
 
 
-def gradients(model):
+def gradients(model, *, use_cache=False):
     model.train()
-    model(TOKENS, labels=TOKENS, use_cache=False).loss.backward()
+    model(TOKENS, labels=TOKENS, use_cache=use_cache).loss.backward()
     grads = {n.replace("_checkpoint_wrapped_module.", ""): p.grad for n, p in model.named_parameters()}
     return {n: g.full_tensor() if hasattr(g, "full_tensor") else g for n, g in grads.items() if g is not None}
 
 
-def outcome(family, where):
+def hold_shared_states(model):
+    try:
+        from nemo_automodel._transformers import v4_patches
+    except ImportError:  # up to 0.3.0
+        return 0
+    install = getattr(v4_patches, "install_kv_sharing_holder", None)  # from 0.5.0
+    return install([model]) if install else 0
+
+
+def parallelize(model, where):
     from nemo_automodel.components.distributed import parallelizer
 
-    expected = gradients(kv_sharing.tiny_model(family))
-    model = kv_sharing.tiny_model(family)
     same = MixedPrecisionPolicy(param_dtype=torch.float32, reduce_dtype=torch.float32)
-    strategy = parallelizer.DefaultParallelizationStrategy()
-    model = strategy.parallelize(model, where, mp_policy=same, activation_checkpointing=True)
+    if hasattr(parallelizer, "DefaultParallelizationStrategy"):
+        do = parallelizer.DefaultParallelizationStrategy().parallelize
+    else:  # from 0.7.0
+        do = parallelizer.ModelParallelizer()._apply
+    return do(model, where, mp_policy=same, activation_checkpointing=True)
+
+
+def outcome(family, where):
+    # With a cache every release shares the states.
+    expected = gradients(kv_sharing.tiny_model(family), use_cache=True)
+    model = kv_sharing.tiny_model(family)
+    held = hold_shared_states(model)
+    model = parallelize(model, where)
     func = getattr(model.model.layers[0], "_gradient_checkpointing_func", None)
     try:
         found = gradients(model)
     except KeyError as error:
         return {"error": f"KeyError: {error}"}
     off = sum((found[n] - g).pow(2).sum() for n, g in expected.items()) / sum(g.pow(2).sum() for g in expected.values())
-    return {"error": off.sqrt().item(), "reentrant": bool(func and func.keywords["use_reentrant"])}
+    return {"error": off.sqrt().item(), "reentrant": bool(func and func.keywords["use_reentrant"]), "held": held}
 
 
 if __name__ == "__main__":

@@ -1,0 +1,1 @@
+"""Known defects of nemo-automodel that are not repaired here."""

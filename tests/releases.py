@@ -62,7 +62,10 @@ ENVIRONMENTS = (
     "vllm==0.10.2",
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
     "vllm==0.11.1",  # the first that shares a target's head with a draft
+    "vllm==0.16.0",  # the first that reloads layerwise
     "vllm==0.20.0",  # the first with the newer Ray executor
+    "vllm==0.23.0",
+    "vllm==0.24.0",  # the first that counts no more than a parameter has
     "vllm==0.25.0",  # the first that imports what openai 2.24 has not
     "vllm==0.27.1",  # the last whose executor takes the port that it promised
     "vllm==0.28.0",

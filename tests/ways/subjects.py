@@ -450,6 +450,14 @@ SUBJECTS = (
         leaves_out=ENGINE | without("in every form, and of the loader, by structure.py", "call", "subclass"),
     ),
     Subject(
+        "layerwise reload in vLLM",
+        patches=("vllm.layerwise_reload_*",),
+        module="vllm_layerwise_reload",
+        environments={f"vllm=={v}": {} for v in ("0.16.0", "0.23.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call", "subclass"),
+    ),
+    Subject(
         "RADIO in vLLM",
         patches=("vllm.radio_*",),
         module="vllm_radio",

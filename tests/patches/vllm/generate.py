@@ -2,7 +2,8 @@
 
     python generate.py gemma3|qwen2_5_vl
 
-Prints tokens and the log-probabilities of the five best at each step, for the load from disk and for both sides. The
+Prints tokens and the log-probabilities of the five best at each step, for the load from disk and for both sides, and
+what the refit left unwritten. The
 engine's core runs in this process, so that functions can be sent to its worker and patches be undone. Gemma's constant
 has not been persistent since 0.9.2, whose predecessors can't generate here; so here it is made persistent again.
 """
@@ -26,6 +27,7 @@ import tiny
 import torch._dynamo
 
 import nrl_patches
+from nrl_patches import refit as watch
 
 
 def image():
@@ -71,7 +73,9 @@ def generate(folder, load_format, batches=()):
         seed=0,
         **({"limit_mm_per_prompt": {"image": 1, "video": 0}} if with_image else {}),
     )
+    engine.collective_rpc(watch.remember)
     engine.collective_rpc(refit, args=(batches,))
+    (unwritten,) = engine.collective_rpc(watch.unwritten)
     prompt = {"prompt_token_ids": [3, 5, 9, 11, 20]}
     if with_image:
         prompt = {"prompt_token_ids": [3, 502, 505, 503, 9, 11, 20], "multi_modal_data": {"image": image()}}
@@ -82,6 +86,7 @@ def generate(folder, load_format, batches=()):
     (output,) = request.outputs
     return {
         "tokens": list(output.token_ids),
+        "unwritten": unwritten,
         "logprobs": [{str(token): best.logprob for token, best in step.items()} for step in output.logprobs],
     }
 

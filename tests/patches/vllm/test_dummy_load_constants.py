@@ -43,3 +43,9 @@ def test_the_engine_generates_after_a_refit_what_it_generates_after_a_load_from_
     for found, right in zip(on["logprobs"], expected["logprobs"], strict=True):
         assert found == pytest.approx(right, abs=1e-5)
     assert off["tokens"] != expected["tokens"]
+    constants = {"gemma3": ["model.normalizer"], "qwen2_5_vl": ["visual.input_norm.weight", "visual.input_norm.bias"]}
+    for side in (on, off):
+        unwritten = [line.partition(":")[0] for line in side["unwritten"]]
+        # Attention's scales are constants here too.
+        assert [name for name in unwritten if not name.endswith("_scale")] == constants[family]
+    assert len(expected["unwritten"]) > 25  # No batch was sent after the load from disk.

@@ -340,6 +340,36 @@ SUBJECTS = (
         | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
     ),
     Subject(
+        "Nemotron-H in transformers",
+        patches=("transformers.nemotron_h_saved_*", "transformers.nemotron_h_reads_*"),
+        module="nemotron_h",
+        environments={beside_peft(v): {} for v in ("5.3.0", "5.15.1", "5.16.0", "5.24.0")},
+        covers={
+            "call by position and by keyword": "* by keyword and device_map",
+            "LoRA": "LoRA*",
+            "deepcopy": "deepcopy, saved",
+            "pickle": "pickle, saved",
+            "subclass": "* by a subclass",
+        },
+        leaves_out=LOADING
+        | without("from_pretrained loads before it is sharded", "FSDP2")
+        | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
+        "classes of tokenizers in transformers",
+        patches=("transformers.byte_level_tokenizer_*", "transformers.remote_tokenizer_*"),
+        module="tokenizer_classes",
+        environments={f"transformers=={v}": {} for v in ("5.3.0", "5.10.2", "5.12.0", "5.21.1")},
+        fixed="transformers==5.22.0",
+        covers={
+            "call by position and by keyword": "by keyword",
+            "deepcopy": "deepcopy",
+            "pickle": "pickle",
+            "subclass": "by a subclass",
+        },
+        leaves_out=without("a tokenizer is loaded before anything is done with a model", *RULE[1:17]),
+    ),
+    Subject(
         "LoRA in the towers of Gemma 4",
         patches=("peft.gemma4_clippable_*",),
         module="peft_clippable",

@@ -48,6 +48,8 @@ ENVIRONMENTS = (
     "transformers==5.12.0",
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
+    "transformers==5.14.1",
+    "transformers==5.15.0",  # the first whose Mamba-2 has one path with kernels and without
     "transformers==5.15.1",
     "transformers==5.16.0",  # the first that saves Nemotron-H as the hub has it
     "transformers==5.16.1",

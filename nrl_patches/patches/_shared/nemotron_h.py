@@ -135,6 +135,9 @@ def lost(model: Any, expected: Mapping[str, Any]) -> int:
     Args:
         model: The model with or without its head.
         expected: The tensors of the checkpoint, by their names in the model with its head.
+
+    Returns:
+        Their number.
     """
     import torch
 

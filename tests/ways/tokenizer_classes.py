@@ -47,6 +47,14 @@ def named_by_the_model(folder):
     return far(auto().from_pretrained(folder), folder)
 
 
+def beside_code_of_the_model(folder):
+    tokenizer_files.write(folder, "llama", **LLAMA)
+    config = json.loads((folder / "tokenizer_config.json").read_text(encoding="utf-8"))
+    config["auto_map"] = {"AutoProcessor": "processing_remote.RemoteProcessor"}
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")
+    return far(auto().from_pretrained(folder), folder)
+
+
 def by_keyword(folder):
     from transformers import AutoConfig
 
@@ -104,7 +112,15 @@ def ways():
     """Yield the name of each way and the function that goes it."""
     for model_type in TYPES:
         yield f"bytes of {model_type}", partial(apart, partial(of_bytes, model_type=model_type))
-    for way in (named_by_the_model, by_keyword, in_a_subfolder, off_the_list, by_a_subclass, of_pieces):
+    for way in (
+        named_by_the_model,
+        beside_code_of_the_model,
+        by_keyword,
+        in_a_subfolder,
+        off_the_list,
+        by_a_subclass,
+        of_pieces,
+    ):
         yield way.__name__.replace("_", " "), partial(apart, way)
     changes = {"deepcopy": copy.deepcopy, "pickle": lambda it: pickle.loads(pickle.dumps(it)), "saved": again}
     for name, change in changes.items():

@@ -7,7 +7,7 @@ their input, as the kernels do. Everything else is transformers' own.
 from __future__ import annotations
 
 import ast
-import importlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,7 +59,8 @@ def on_the_cpu(mixer: Any) -> Iterator[Callable[..., Any]]:
     if forward is None:  # From 5.15.0 on there is one path, whose functions kernels replace from outside.
         yield mixer.forward
         return
-    module = importlib.import_module(forward.__func__.__module__)
+    modules = (sys.modules[kind.__module__] for kind in type(mixer).__mro__)
+    module = next(module for module in modules if hasattr(module, "mamba_chunk_scan_combined"))
     kernels: dict[str, Any] = {
         "mamba_chunk_scan_combined": _scan,
         "selective_state_update": _update_state,

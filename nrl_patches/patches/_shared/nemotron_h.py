@@ -35,7 +35,8 @@ def by_hub_names(model: Any, tensors: Any) -> Any:
     """
     changed = {name: _SINGULAR.sub(r"\g<prefix>embeddings.weight", name) for name in tensors if _SINGULAR.match(name)}
     changed = {name: right for name, right in changed.items() if right not in tensors}
-    if not changed or not changed.keys().isdisjoint(model.state_dict()):
+    # Not by state_dict(), which all ranks of FSDP must call, where one alone saves.
+    if not changed or any(name in changed for name, _ in model.named_parameters()):
         return tensors
     return {changed.get(name, name): tensor for name, tensor in tensors.items()}
 

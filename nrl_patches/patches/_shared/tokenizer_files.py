@@ -53,7 +53,8 @@ def class_for(
         keywords: Those of ``AutoTokenizer.from_pretrained``.
     """
     name = declared or getattr(config, "tokenizer_class", None)
-    if name not in {"LlamaTokenizer", "LlamaTokenizerFast"} or "auto_map" in tokenizer_config:
+    code = tokenizer_config.get("auto_map") or {}
+    if name not in {"LlamaTokenizer", "LlamaTokenizerFast"} or isinstance(code, list) or "AutoTokenizer" in code:
         return declared
     if keywords.get("gguf_file") or not is_byte_level(checkpoint, keywords):
         return declared

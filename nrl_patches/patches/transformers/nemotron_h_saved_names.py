@@ -4,8 +4,8 @@ Problem: transformers' rules for the family (conversion_mapping.py) rename `embe
     although all checkpoints on the hub have the second. Loading never needs the rule, but `save_pretrained` reverses
     it, and writes `backbone.embedding.weight`; from 5.6.0 on only of what was not loaded in the hub's layout, such as a
     model that was made from a configuration.
-Hit by: whoever loads the result in transformers 5.16.0 or newer, with the code of the hub, in NeMo Automodel or in
-    vLLM: the embeddings are random, with no more than a report of missing keys, or the load raises.
+Hit by: whoever loads the result in transformers 5.16.0 or newer, with the code of the hub, in NeMo Automodel before
+    0.7.0 or in vLLM: the embeddings are random, with no more than a report of missing keys, or the load raises.
 Fix: the tensor is saved under the name that it has on the hub, as in the fixed release.
 Remove when: no supported release is older than transformers 5.16.0.
 

@@ -31,6 +31,7 @@ ENVIRONMENTS = (
     "transformers==4.56.0",
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
+    "transformers==5.3.0",  # the first with Nemotron-H, and that obeys the class of a tokenizer
     "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
     "peft==0.18.0 & transformers==5.5.0",  # the first with Gemma 4
     "transformers==5.5.1",
@@ -41,12 +42,22 @@ ENVIRONMENTS = (
     "peft==0.21.2 & transformers==5.8.1",
     "peft==0.19.0 & transformers==5.9.0",  # the first that shares under FSDP2, and that keeps Qwen-VL's rules by class
     "transformers==5.10.1",  # the first that looks for code among the blobs of the hub's cache
+    "transformers==5.10.2",
+    "transformers==5.10.4",  # the first that runs code of tokenizers of any model; the next does not
+    "transformers==5.11.0",
+    "transformers==5.12.0",
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
+    "transformers==5.14.1",
+    "transformers==5.15.0",  # the first whose Mamba-2 has one path with kernels and without
+    "transformers==5.15.1",
+    "transformers==5.16.0",  # the first that saves Nemotron-H as the hub has it
     "transformers==5.16.1",
     "transformers==5.17.0",  # the first whose Gemma 3 divides by tokens
     "transformers==5.19.0",
     "transformers==5.20.0",  # the first whose talker of Qwen3-Omni keeps its configurations
+    "transformers==5.21.1",
+    "transformers==5.22.0",  # the first that looks whether a tokenizer works on bytes
     "transformers==5.22.2",
     "transformers==5.23.0",  # the first whose shared states accelerate can move
     "peft==0.21.2 & transformers==5.24.0",

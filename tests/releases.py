@@ -22,6 +22,7 @@ ENVIRONMENTS = (
     "huggingface-hub==0.31.2",
     "huggingface-hub==0.31.4",  # the first with strict dataclasses
     "huggingface-hub==2.4.0",
+    "torch==2.13.0",  # the only one, that of this interpreter
     "transformers==4.49.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n

@@ -204,7 +204,7 @@ def test_commands_and_their_options_exist():
 @every_file
 def test_ids_and_variables_exist(name):
     known = load().patches.keys() | load_defects()[0].keys() | NOT_IDS
-    packages = "transformers|vllm|nemo_automodel|peft|huggingface_hub"
+    packages = "transformers|vllm|nemo_automodel|peft|huggingface_hub|torch"
     ids = set(re.findall(rf"(?<![\w./*-])(?:{packages})\.[a-z0-9_]+(?![\w.*/:(-])", FILES[name]))
     assert ids - known == set()
     variables = set(re.findall(r"\bNRL_PATCHES[A-Z_]*(?![A-Z_…])", FILES[name]))

@@ -97,7 +97,7 @@ if not os.environ.get("PYTHONDONTWRITEBYTECODE"):
     BYTECODE = {}
 
 
-# What torch 2.13.0 reads from its cache of compiled graphs may have lost its dynamic shapes, and then raises.
+# What torch 2.13.0 reads from its cache of compiled graphs may raise, see `torch.cached_unsafe_views`.
 UNCACHED = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
 AS_OF = {"UV_EXCLUDE_NEWER": "2026-11-26"}

@@ -31,7 +31,6 @@ patch = Patch(
         "https://github.com/NVIDIA-NeMo/Automodel/pull/2744",
     ),
     opt_out="NRL_DISABLE_FSDP2_IDLE_TOWER_PATCH",
-    relies_on=("torch.distributed.fsdp._fully_shard._fsdp_param_group:FSDPParamGroup.post_backward",),
 )
 
 

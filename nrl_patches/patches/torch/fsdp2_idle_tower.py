@@ -71,7 +71,12 @@ def tiny_model() -> Any:
 
 
 def sharded(model: Any, **options: Any) -> Any:
-    """Return a model, sharded by FSDP2 with some options: the text layer, the tower and what is left."""
+    """Return a model after FSDP2 has sharded its text layer, its tower and what is left, each by itself.
+
+    Args:
+        model: Has the two.
+        options: Of ``fully_shard``.
+    """
     from torch.distributed.fsdp import fully_shard
 
     for module in (model.text, model.tower, model):

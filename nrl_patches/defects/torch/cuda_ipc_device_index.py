@@ -10,10 +10,11 @@ Advice: give all processes of a node the same `CUDA_VISIBLE_DEVICES`, or send th
     before rebuilding, as vLLM's weight transfer, NeMo RL, verl, slime and ms-swift do.
 Remove when: torch hands over what identifies a GPU.
 
-Measured by hand with torch 2.11.0 (CUDA 13.0) on two H100s: sent from `0,1` to `1,0`, both tensors have the other's
-index; from `0,1` to `1`, the second one, whose GPU the receiver sees, raises. The values are right where peers have
-access to each other, also from `0` to `1`, where the receiver does not see the GPU at all: a repair must not take that
-away. torch 2.13.0 has the same code. There is no probe, because nothing of this happens without two GPUs.
+Measured by `tests/gpu/cuda_ipc.py` with torch 2.11.0 (CUDA 13.0) on two H100s: sent from `0,1` to `1,0`, both tensors
+have the other's index; from `0,1` to `1`, the second one, whose GPU the receiver sees, raises. The values are right
+where peers have access to each other, also from `0` to `1`, where the receiver does not see the GPU at all: a repair
+must not take that away. torch 2.13.0 has the same code. There is no probe, because none of this happens without two
+GPUs.
 """
 
 from nrl_patches import Defect

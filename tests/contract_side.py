@@ -46,7 +46,11 @@ COMMON = (
 )
 """What both sides import before any target: done once."""
 
-ALONG = {"huggingface_hub.dataclasses", "transformers.dynamic_module_utils"}
+ALONG = {
+    "huggingface_hub.dataclasses",
+    "torch.distributed.fsdp._fully_shard._fsdp_param",
+    "transformers.dynamic_module_utils",
+}
 """Targets that come along with it: patched where they are, as in a program that imports this package last."""
 
 

@@ -22,6 +22,7 @@ ENVIRONMENTS = (
     "huggingface-hub==0.31.2",
     "huggingface-hub==0.31.4",  # the first with strict dataclasses
     "huggingface-hub==2.4.0",
+    "torch==2.13.0",  # the only one, that of this interpreter
     "transformers==4.49.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n
@@ -110,7 +111,7 @@ if not os.environ.get("PYTHONDONTWRITEBYTECODE"):
     BYTECODE = {}
 
 
-# What torch 2.13.0 reads from its cache of compiled graphs may have lost its dynamic shapes, and then raises.
+# What torch 2.13.0 reads from its cache of compiled graphs may raise, see `torch.cached_unsafe_views`.
 UNCACHED = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
 AS_OF = {"UV_EXCLUDE_NEWER": "2026-11-26"}

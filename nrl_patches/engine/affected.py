@@ -31,9 +31,10 @@ from nrl_patches.engine.distributions import Installed
 
 __all__ = ["FLOORS", "Affected", "Answer", "Decision", "Range", "is_release", "missing_in"]
 
-FLOORS: Mapping[str, Version] = {"vllm": Version("0.6.3")}
+FLOORS: Mapping[str, Version] = {"torch": Version("2.13.0"), "vllm": Version("0.6.3")}
 """The oldest release that is measured, where the defects of a distribution may be older than that.
 
+torch: the release on which everything is measured; none is installed for a measurement.
 vLLM: in every release from there on the probes run with what the recipes of ``nrl_patches.matrix`` put beside it; 0.6.2
 calls itself 0.6.1.dev238, and those before 0.6.0 import more than that (librosa, outlines, triton).
 """

@@ -32,11 +32,13 @@ from nrl_patches.processes.launch import MODULE, run_code
 
 __all__ = [
     "KNOWN_GAPS",
+    "OF_THE_BASE",
     "RECIPES",
     "VARIABLES",
     "VLLM_DEPENDENCIES",
     "BuildProblem",
     "Part",
+    "base_release",
     "build",
     "build_part",
     "declared_requirement",
@@ -109,10 +111,30 @@ _VLLM_OLDER = {
 
 _WITHOUT_SOURCE = frozenset({"0.15.0", "0.15.1"})
 
+
+def _torch(version: str) -> list[Part]:
+    if Version(version) != base_release("torch"):
+        raise BuildProblem(f"torch {version} is not the base's, and no other one is installed")
+    return []
+
+
+def base_release(distribution: str) -> Version:
+    """Return the release that the base has of a distribution, without the label of its build.
+
+    Args:
+        distribution: One of :data:`OF_THE_BASE`.
+    """
+    return Version(Version(importlib.metadata.version(distribution)).public)
+
+
+OF_THE_BASE = frozenset({"torch"})
+"""Distributions of which there is only what the base has: a torch of its own for each release would take gigabytes."""
+
 RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
     "transformers": _transformers,
     "nemo-automodel": _nemo_automodel,
     "peft": _peft,
+    "torch": _torch,
     "vllm": _vllm,
 }
 """How each distribution is installed: its version to its parts.
@@ -122,6 +144,7 @@ RECIPES: Mapping[str, Callable[[str], list[Part]]] = {
   0.4.0 hold at ``<=2.10.0``, is the base's; transformers is what the environment says. Left out, because loading and
   checkpointing on the CPU never import them: datasets, diffusers, flashoptim, ftfy, imageio-ffmpeg, megatron-fsdp,
   mistral-common, mlflow, opencv, quack-kernels, tiktoken, torchdata, wandb.
+- torch: the base's.
 - peft: alone. Overridden: transformers is what the environment says, and what both need is there with it or the base's.
 - vllm: the Python code of the source archive, not built, since the probes call no compiled operator; 0.15.0 and 0.15.1
   have no source archive, so there it is the CPU build's wheel. Overridden: everything that it requires. All releases

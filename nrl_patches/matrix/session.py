@@ -22,10 +22,10 @@ from nrl_patches.defect import Defect
 from nrl_patches.engine.decision import places_of
 from nrl_patches.engine.upstream_code import digest
 from nrl_patches.errors import Problem
-from nrl_patches.matrix.environments import BuildProblem, build, declared_requirement
+from nrl_patches.matrix.environments import OF_THE_BASE, BuildProblem, base_release, build, declared_requirement
 from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, write_whole
 from nrl_patches.matrix.fingerprint import fingerprint
-from nrl_patches.matrix.index import find_releases
+from nrl_patches.matrix.index import Release, find_releases
 from nrl_patches.matrix.names import is_declared, name_environment, parse_environment
 from nrl_patches.matrix.plan import COMPANIONS, Selection, Task, axis, plan
 from nrl_patches.matrix.runner import Bench
@@ -136,7 +136,7 @@ class Workshop:
         names = {name for patch in patches for name in patch.affected.distributions}
         # A patch may be about one that needs a companion without naming it.
         names |= {COMPANIONS[axis(patch)] for patch in patches if axis(patch) in COMPANIONS}
-        releases = {name: find_releases(name) for name in sorted(names)}
+        releases = {name: _releases(name) for name in sorted(names)}
         remarks = {name: {str(r.version): r.remark for r in found} for name, found in releases.items()}
         self.evidence = dataclasses.replace(self.evidence, releases={**self.evidence.releases, **remarks})
         tasks = plan(patches, releases, selection, self._pin)
@@ -215,7 +215,7 @@ class Workshop:
         with suppress(BuildProblem):  # Measuring it has met the problem, and reports it.
             folders = [str(folder) for folder in build(environment, self.environments)]
             for place, _, version in left:
-                code.setdefault(place, {})[version] = digest(place, folders)
+                code.setdefault(place, {})[version] = digest(place, folders or None)
             self.evidence = dataclasses.replace(self.evidence, code=code)
 
     def _pin(self, distribution: str, version: str, companion: str) -> Requirement | None:
@@ -292,6 +292,10 @@ def disk_usage(folder: Path) -> int:
         names = 1 if stat.S_ISDIR(status.st_mode) else status.st_nlink
         elsewhere[inode] = elsewhere.get(inode, names) - 1
     return sum(size for inode, size in sizes.items() if not elsewhere[inode])
+
+
+def _releases(distribution: str) -> list[Release]:
+    return [Release(base_release(distribution))] if distribution in OF_THE_BASE else find_releases(distribution)
 
 
 def _with_remarks(known: Mapping[str, str], read: Mapping[str, str]) -> dict[str, str]:

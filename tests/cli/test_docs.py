@@ -26,8 +26,8 @@ FILES = {
     for file in (ROOT / "README.md", ROOT / ".github" / "CONTRIBUTING.md", *sorted(FOLDER.glob("*.md")))
 }
 every_file = pytest.mark.parametrize("name", FILES)
-NOT_IDS = {"vllm.general_plugins", "transformers.subject_defect", "vllm.subject_defect"}
-"""What has the form of an id: an entry point group, and the placeholders of examples."""
+NOT_IDS = {"vllm.general_plugins", "transformers.subject_defect", "vllm.subject_defect", "torch.compile", "torch.dtype"}
+"""What has the form of an id: an entry point group, the placeholders of examples, and names of torch."""
 
 
 def run(*args, **environ):
@@ -204,7 +204,7 @@ def test_commands_and_their_options_exist():
 @every_file
 def test_ids_and_variables_exist(name):
     known = load().patches.keys() | load_defects()[0].keys() | NOT_IDS
-    packages = "transformers|vllm|nemo_automodel|peft|huggingface_hub"
+    packages = "transformers|vllm|nemo_automodel|peft|huggingface_hub|torch"
     ids = set(re.findall(rf"(?<![\w./*-])(?:{packages})\.[a-z0-9_]+(?![\w.*/:(-])", FILES[name]))
     assert ids - known == set()
     variables = set(re.findall(r"\bNRL_PATCHES[A-Z_]*(?![A-Z_…])", FILES[name]))

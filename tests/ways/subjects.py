@@ -477,6 +477,33 @@ SUBJECTS = (
         ),
     ),
     Subject(
+        "idle towers under FSDP2",
+        patches=("torch.fsdp2_idle_tower",),
+        module="fsdp2_idle_tower",
+        environments={"torch==2.13.0": {}},
+        covers={
+            "eager": "images *",
+            "compile, backend eager": "compile eager",
+            "compile, backend aot_eager": "compile aot_eager",
+            "compile, backend inductor": "compile inductor",
+            "compile, fullgraph": "compile fullgraph",
+            "no checkpointing": "images *",
+            "checkpointing, non-reentrant": "checkpointing enabled non-reentrant",
+            "checkpointing, reentrant": "checkpointing enabled reentrant",
+            "checkpointing, torch's wrapper, non-reentrant": "checkpointing wrapped non-reentrant",
+            "checkpointing, torch's wrapper, reentrant": "checkpointing wrapped reentrant",
+            "FSDP2": "images *",
+            "LoRA": "adapters",
+            "autocast": "autocast",
+            "deepcopy": "deepcopy",
+            "pickle": "pickle",
+            "subclass": "subclass",
+        },
+        leaves_out=without("in every form by structure.py", "call")
+        | without("FSDP2 is what is tried, and torch takes no model for both", "DDP")
+        | without("transformers does not come with torch, and its Trainer accumulates as is tried", "Trainer"),
+    ),
+    Subject(
         "Qwen-VL in nemo-automodel",
         patches=("nemo_automodel.qwen_vl_*",),
         module="automodel_qwen_vl",

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 GROUP = "nrl_patches.startup"
-PACKAGES = ("huggingface_hub", "nemo_automodel", "peft", "transformers", "vllm")
+PACKAGES = ("huggingface_hub", "nemo_automodel", "peft", "torch", "transformers", "vllm")
 """Those of that entry point group; a test compares the two."""
 
 

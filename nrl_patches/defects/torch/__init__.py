@@ -1,0 +1,1 @@
+"""Known defects of torch that are not repaired here."""

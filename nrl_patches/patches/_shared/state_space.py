@@ -10,9 +10,9 @@ from __future__ import annotations
 import importlib.util
 import inspect
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Set
+from collections.abc import Callable, Collection, Iterable, Mapping
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from zlib import crc32
 
 from nrl_patches import Observation, Patch, mismatch
@@ -34,6 +34,9 @@ REFUSAL = (
 )
 
 
+Bounds: TypeAlias = "tuple[tuple[int, ...], ...]"
+
+
 class Packed(NamedTuple):
     """What a decoder layer hands to its mixer as the mask of packed rows.
 
@@ -43,7 +46,7 @@ class Packed(NamedTuple):
     """
 
     mask: torch.Tensor | None
-    bounds: tuple[tuple[int, ...], ...]
+    bounds: Bounds
 
 
 def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], mask: str = "attention_mask") -> None:
@@ -72,10 +75,10 @@ def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], m
 def _within_hooks(forward: Callable[..., Any]) -> Callable[..., Any]:
     """Return the forward that accelerate's hooks lie around; from 5.13.0 to 5.15.1 they do not tell its signature."""
     closure = inspect.getclosurevars(forward).nonlocals if inspect.isfunction(forward) else {}
-    return closure["forward_func"] if "forward_func" in closure else forward
+    return cast("Callable[..., Any]", closure.get("forward_func", forward))
 
 
-def hand_down(attribute: str, kinds: Set[str], mask: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the build of a forward of a decoder layer that hands the sequences of packed rows to its mixer.
 
     Args:
@@ -115,7 +118,7 @@ def _inside(mixer: Any) -> Any:
     return mixer
 
 
-def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> tuple[tuple[int, ...], ...] | None:
+def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bounds | None:
     """Return where the sequences of packed rows begin, by all that a decoder layer was told; None if none is packed."""
     hidden = call["hidden_states"]
     told = (call.get("position_ids"), _of_padding(mask), call.get("seq_idx"), call.get("cu_seq_lens_q"))
@@ -137,7 +140,10 @@ def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> tuple
 
 def _has_kernels(mixer: Any) -> bool:
     """Whether a mixer is run by kernels, which are told of `seq_idx` by upstream's code."""
-    takes = inspect.signature(_within_hooks(inspect.unwrap(type(mixer).forward))).parameters.keys() & {"seq_idx", "kwargs"}
+    takes = inspect.signature(_within_hooks(inspect.unwrap(type(mixer).forward))).parameters.keys() & {
+        "seq_idx",
+        "kwargs",
+    }
     packages = ("causal_conv1d", "mamba_ssm") if hasattr(mixer, "A_log") else ("causal_conv1d",)
     return bool(takes) and all(importlib.util.find_spec(package) for package in packages)
 
@@ -153,7 +159,7 @@ class _Last:
             return None  # They do not tell when they were changed.
         return hidden.shape[:2], *(None if tensor is None else tensor._version for tensor in told)
 
-    def recall(self, hidden: torch.Tensor, told: tuple[Any, ...]) -> tuple[bool, Any]:
+    def recall(self, hidden: torch.Tensor, told: tuple[Any, ...]) -> tuple[bool, Bounds | None]:
         """Return whether the same was asked last, and what the answer was."""
         if not self.kept:
             return False, None
@@ -161,7 +167,7 @@ class _Last:
         same = all((a and a()) is b for a, b in zip(references, told, strict=True))
         return (True, bounds) if same and state == self._state(hidden, told) else (False, None)
 
-    def keep(self, hidden: torch.Tensor, told: tuple[Any, ...], bounds: Any) -> Any:
+    def keep(self, hidden: torch.Tensor, told: tuple[Any, ...], bounds: Bounds | None) -> Bounds | None:
         """Keep an answer, and return it."""
         state = self._state(hidden, told)
         references = tuple(None if tensor is None else weakref.ref(tensor) for tensor in told)
@@ -191,11 +197,12 @@ def _starts(
     if cu_seq_lens is not None:
         tokens = torch.arange(hidden.shape[:2].numel(), device=hidden.device).view(hidden.shape[:2])
         cu_seq_lens = torch.bucketize(tokens, cu_seq_lens.to(hidden.device), right=True)
-    found = None if positions is None else sequence_indices(hidden, positions, mask)
+    real = None if mask is None else mask != 0
+    found = None if positions is None else sequence_indices(hidden, positions, real)
     return _changes(hidden, found), _changes(hidden, seq_idx), _changes(hidden, cu_seq_lens)
 
 
-def _read(hidden: Any, positions: Any, mask: Any, *by_keyword: Any, flash: bool) -> tuple[tuple[int, ...], ...] | None:
+def _read(hidden: Any, positions: Any, mask: Any, *by_keyword: Any, flash: bool) -> Bounds | None:
     if hidden.is_meta:
         return None
     by_positions, by_index, by_lengths = _starts(hidden, positions, mask, *by_keyword)
@@ -324,7 +331,7 @@ MAMBA: Mapping[str, Mapping[str, Any]] = {
         "mamba_head_dim": 8,
         "ssm_state_size": 8,
         "n_groups": 2,
-        "chunk_size": 4,
+        "chunk_size": 16,
     },
     "FalconH1": {**STATE, "mamba_d_ssm": 64},
     "Bamba": {**STATE, "attn_layer_indices": [1]},
@@ -339,7 +346,7 @@ MAMBA: Mapping[str, Mapping[str, Any]] = {
         "n_mamba_heads": 8,
         "mamba_d_state": 8,
         "mamba_ngroups": 2,
-        "chunk_size": 4,
+        "chunk_size": 16,
         "num_hidden_layers": 3,
         "layers_block_type": ["mamba", "mamba", "hybrid"],
         "num_mem_blocks": 1,
@@ -377,8 +384,12 @@ def tiny_model(family: str, attention: str = "eager", **changes: Any) -> Any:
     import torch
     import transformers
 
-    fields = TEXT | (MAMBA | SHORT_CONVOLUTION)[family] | changes
-    settings = getattr(transformers, f"{family}Config")(**fields, attn_implementation=attention)
+    fields = {**TEXT, **MAMBA.get(family, {}), **SHORT_CONVOLUTION.get(family, {}), **changes}
+    kind = getattr(transformers, f"{family}Config")
+    # Falcon-H1 of 5.4.0 declares an integer there, and refuses its own default.
+    if "int" in str(getattr(kind, "__annotations__", {}).get("use_cache")):
+        fields["use_cache"] = 1
+    settings = kind(**fields, attn_implementation=attention)
     with torch.random.fork_rng(), torch.no_grad():
         torch.manual_seed(0)
         model = getattr(transformers, f"{family}ForCausalLM")(settings).eval()
@@ -405,20 +416,24 @@ def observe(families: Iterable[str]) -> Observation:
         there = [family for family in families if hasattr(transformers, f"{family}ForCausalLM")]
         if "Zamba2" in there and not _is_zamba2_told():
             there.remove("Zamba2")
-        evidence = {family: leak(_without_attention(tiny_model(family)), use_cache=False) for family in there}
+        evidence = {family: leak(without_attention(tiny_model(family)), use_cache=False) for family in there}
     return Observation(max(evidence.values(), default=0.0) > ROUNDING, evidence)
 
 
-def _without_attention(model: Any) -> Any:
-    """Return a model whose attention adds nothing: in releases before 5.0.0 it does not tell packed sequences apart."""
+def without_attention(model: Any) -> Any:
+    """Return a model whose attention adds nothing: not every release tells packed sequences apart there.
+
+    Args:
+        model: A model of :func:`tiny_model`.
+    """
     for name, weight in model.named_parameters():
         if ".o_proj." in name or ("self_attn" in name and ".out_proj." in name):
-            weight.data.zero_()
+            weight.requires_grad_(False).zero_()
     return model
 
 
 def _is_zamba2_told() -> bool:
-    """Whether the layers of Zamba2 are told of positions; before 5.0.0 they are not, and the patch leaves them alone."""
+    """Whether the layers of Zamba2 are told of positions; before 5.0.0 they are not, and stay as they are."""
     from transformers.models.zamba2.modeling_zamba2 import Zamba2HybridLayer
 
     return "position_ids" in inspect.signature(Zamba2HybridLayer.forward).parameters

@@ -9,8 +9,9 @@ Fix: the mixer is run on each sequence alone, of whichever of `position_ids`, `s
     them. Rows that are not packed take the path that they had.
 Remove when: transformers separates them by `position_ids` without kernels; no release so far does.
 
-Inside `torch.compile` a packed row raises, as values cannot be read there. What is packed on top of a filled cache stays
-as it is.
+Inside `torch.compile` a packed row raises, as values cannot be read there, and so do sequences that `seq_idx` or
+`cu_seq_lens_q` tell of without `position_ids`, which the attention would mix. What is packed on top of a filled cache
+stays as it is.
 """
 
 from nrl_patches import Edit, Observation, Patch
@@ -32,9 +33,7 @@ state_space.separate(patch, "bamba", "BambaMixer", {"BambaDecoderLayer": "mamba"
 state_space.separate(
     patch, "falcon_h1", "FalconH1Mixer", {"FalconH1DecoderLayer": "mamba"}, mask="mamba_attention_mask"
 )
-state_space.separate(
-    patch, "granitemoehybrid", "GraniteMoeHybridMambaLayer", {"GraniteMoeHybridDecoderLayer": "mamba"}
-)
+state_space.separate(patch, "granitemoehybrid", "GraniteMoeHybridMambaLayer", {"GraniteMoeHybridDecoderLayer": "mamba"})
 state_space.separate(
     patch, "zamba2", "Zamba2MambaMixer", {"Zamba2MambaDecoderLayer": "mamba", "Zamba2HybridLayer": "mamba_decoder"}
 )
@@ -54,4 +53,8 @@ patch.rewrite(
 @patch.probe
 def state_runs_across_sequences() -> Observation:
     """Compare the logits of packed sequences with those of each alone."""
+    import transformers
+
+    if not hasattr(transformers, "BambaForCausalLM"):
+        return Observation(present=False, evidence={"absent": "BambaForCausalLM"})
     return state_space.observe(state_space.MAMBA)

@@ -40,7 +40,7 @@ def pass_positions(function: ast.FunctionDef) -> ast.FunctionDef:
         MismatchError: It makes none, or gives them positions.
     """
     calls = [n for n in ast.walk(function) if isinstance(n, ast.Call) and ast.unparse(n.func) in MASKS]
-    kept = [n for n in ast.walk(function) if isinstance(n, ast.Assign) and ast.unparse(n.targets) == "mask_kwargs"]
+    kept = [n for n in ast.walk(function) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "mask_kwargs"]
     mappings = [n.value for n in kept if isinstance(n.value, ast.Dict)]
     given = [ast.unparse(node) for node in (*calls, *mappings)]
     if not calls or any("position_ids" in text for text in given):
@@ -53,7 +53,9 @@ def pass_positions(function: ast.FunctionDef) -> ast.FunctionDef:
     return function
 
 
-patch.rewrite("transformers.models.granitemoehybrid.modeling_granitemoehybrid:GraniteMoeHybridModel.forward", pass_positions)
+patch.rewrite(
+    "transformers.models.granitemoehybrid.modeling_granitemoehybrid:GraniteMoeHybridModel.forward", pass_positions
+)
 patch.rewrite("transformers.models.afmoe.modeling_afmoe:AfmoeModel.forward", pass_positions)
 patch.rewrite("transformers.models.evolla.modeling_evolla:EvollaModel.forward", pass_positions)
 

@@ -9,8 +9,9 @@ Fix: the mixer is run on each sequence alone, of whichever of `position_ids`, `s
     them. Rows that are not packed take the path that they had.
 Remove when: transformers separates them by `position_ids` without kernels; no release so far does.
 
-Inside `torch.compile` a packed row raises, as values cannot be read there. What is packed on top of a filled cache stays
-as it is.
+Inside `torch.compile` a packed row raises, as values cannot be read there, and so do sequences that `seq_idx` or
+`cu_seq_lens_q` tell of without `position_ids`, which the attention would mix. What is packed on top of a filled cache
+stays as it is.
 """
 
 from nrl_patches import Observation, Patch

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import state_space
+from nrl_patches.patches._shared import packing, state_space
 
 patch = Patch(
     __name__,
@@ -73,4 +73,4 @@ def a_single_row_differs() -> Observation:
     with torch.no_grad():
         alone, beside = (model(tokens[:n], attention_mask=mask[:n], use_cache=False).logits[0, 3:] for n in (1, 2))
     gap = float((alone - beside).abs().max())
-    return Observation(gap > state_space.ROUNDING, {"beside_another": gap})
+    return Observation(gap > packing.ROUNDING, {"beside_another": gap})

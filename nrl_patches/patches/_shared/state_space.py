@@ -7,6 +7,7 @@ is then run on each sequence alone: its code differs by release, and kernels and
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import inspect
 import weakref
@@ -16,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 from zlib import crc32
 
 from nrl_patches import Observation, Patch, mismatch
+from nrl_patches.errors import MismatchError
 from nrl_patches.patches._shared.packing import ROUNDING, is_traced, leak, sequence_indices
 from nrl_patches.patches._shared.quiet import quiet
 
@@ -93,8 +95,7 @@ def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Ca
 
         def forward_apart(self: Any, *args: Any, **kwargs: Any) -> Any:
             mixer = _inside(getattr(self, attribute, None))
-            # Another party's forward, in the place of ours, would not know what to do with it.
-            if type(mixer).__name__.removeprefix("FSDP") in kinds and type(mixer).forward.__module__ in modules:
+            if _takes_packed(type(mixer), kinds, modules):
                 call = dict(zip(names, args, strict=False)) | kwargs
                 bounds = _bounds(self, mixer, call, call.get(mask))
                 if bounds is not None:
@@ -104,6 +105,15 @@ def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Ca
         return forward_apart
 
     return build
+
+
+def _takes_packed(kind: type, kinds: Collection[str], modules: Collection[str]) -> bool:
+    """Whether the forward of a class is one of ours, or that of a class derived from one that has it."""
+    if not any(base.__name__ in kinds for base in kind.__mro__):
+        return False
+    has_it = next(base for base in kind.__mro__ if "forward" in vars(base))
+    # Another party's forward, in the place of ours, would not know what to do with it.
+    return has_it.__name__ not in kinds or vars(has_it)["forward"].__module__ in modules
 
 
 def _of_padding(mask: Any) -> Any:
@@ -232,6 +242,26 @@ def _refuse_graph(hidden: torch.Tensor, *told: Any) -> None:
     if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
         by_positions, by_index, by_lengths = _starts(hidden, *told)
         torch._assert_async(~(by_positions | by_index | by_lengths).any(), REFUSAL)
+
+
+def tell_layers(function: ast.FunctionDef) -> ast.FunctionDef:
+    """Rewrite the forward of a model so that its decoder layers are told of the positions.
+
+    Args:
+        function: Upstream's.
+
+    Returns:
+        The same with one more argument for the layers.
+
+    Raises:
+        MismatchError: It does not call them in one place, without positions.
+    """
+    nodes = [node for node in ast.walk(function) if isinstance(node, ast.Call)]
+    calls = [call for call in nodes if ast.unparse(call.func) == "decoder_layer"]
+    if len(calls) != 1 or any(keyword.arg == "position_ids" for keyword in calls[0].keywords):
+        raise MismatchError("one call of decoder_layer without position_ids", "; ".join(map(ast.unparse, calls)))
+    calls[0].keywords.insert(0, ast.keyword("position_ids", ast.Name("position_ids", ast.Load())))
+    return function
 
 
 def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:

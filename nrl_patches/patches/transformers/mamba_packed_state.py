@@ -14,7 +14,7 @@ Inside `torch.compile` a packed row raises, as values cannot be read there, and 
 stays as it is.
 """
 
-from nrl_patches import Edit, Observation, Patch
+from nrl_patches import Observation, Patch
 from nrl_patches.patches._shared import state_space
 
 patch = Patch(
@@ -40,13 +40,7 @@ state_space.separate(
 state_space.separate(patch, "jamba", "JambaMambaMixer", {"JambaMambaDecoderLayer": "mamba"})
 patch.rewrite(
     "transformers.models.granitemoehybrid.modeling_granitemoehybrid:GraniteMoeHybridModel.forward",
-    Edit(
-        old="position_embeddings=position_embeddings,",
-        new="""
-        position_embeddings=position_embeddings,
-        position_ids=position_ids,
-        """,
-    ),
+    state_space.tell_layers,
 )
 
 

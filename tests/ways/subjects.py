@@ -319,7 +319,11 @@ SUBJECTS = (
     ),
     Subject(
         "state-space layers",
-        patches=("transformers.*_packed_state", "transformers.single_row_padding"),
+        patches=(
+            "transformers.mamba_packed_state",
+            "transformers.short_conv_packed_state",
+            "transformers.single_row_padding",
+        ),
         module="state_space",
         environments={
             "transformers==4.48.0": {"families": ("Bamba",), "compiles": (), "keywords": False},

@@ -23,10 +23,13 @@ ENVIRONMENTS = (
     "huggingface-hub==0.31.4",  # the first with strict dataclasses
     "huggingface-hub==2.4.0",
     "torch==2.13.0",  # the only one, that of this interpreter
+    "transformers==4.47.1",
+    "transformers==4.48.0",  # the first with Bamba
     "transformers==4.49.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n
     "transformers==4.53.1",  # the first that tells packed sequences apart
+    "transformers==4.54.0",  # the first with LFM2
     "transformers==4.55.0",  # the first with gpt-oss
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
@@ -50,7 +53,7 @@ ENVIRONMENTS = (
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
     "transformers==5.14.1",
-    "transformers==5.15.0",  # the first whose Mamba-2 has one path with kernels and without
+    "transformers==5.15.0",  # the first that masks a single row of a state-space model
     "transformers==5.15.1",
     "transformers==5.16.0",  # the first that saves Nemotron-H as the hub has it
     "transformers==5.16.1",

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from types import ModuleType
 
 from nrl_patches.declaration import Patch
@@ -71,11 +73,33 @@ def settle(
     again = all(fix.target in record.done for fix in fixes)
     record.done.update(fix.target for fix in fixes)
     record.notes = tuple(dict.fromkeys((*record.notes, *notes)))
-    if len(record.done) < len(patch.fixes):
+    if any(fix.target not in record.done and may_be_imported(fix.module) for fix in patch.fixes):
         return Outcome()
     reason = _why(decision, forced=forced)
     record.state, record.reason, record.traceback = State.APPLIED, reason, ""
     return Outcome(text="" if again else f"applied {patch.id}: {'; '.join((reason, *record.notes))}")
+
+
+def may_be_imported(name: str) -> bool:
+    """Whether a module is there to be imported, as far as can be told without importing a package above it.
+
+    A patch of several models may be about some that are newer than the release.
+
+    Args:
+        name: Its full name.
+    """
+    package, _, rest = name.partition(".")
+    if name in sys.modules or package not in sys.modules:
+        return True
+    path = getattr(sys.modules[package], "__path__", None)
+    while rest and path is not None:
+        part, _, rest = rest.partition(".")
+        package = f"{package}.{part}"
+        spec = PathFinder.find_spec(package, list(path))
+        if spec is None:
+            return False
+        path = spec.submodule_search_locations
+    return True
 
 
 def _leave(patch: Patch, record: Record, decision: Decision) -> Outcome:

@@ -199,6 +199,15 @@ def test_two_modules_are_applied_as_they_come(sandbox):
     assert only(activation).state == "applied"
 
 
+def test_a_module_that_the_release_does_not_have_is_not_waited_for(sandbox):
+    sandbox.distribution("1.0", core=COUNT)
+    sandbox.patch(more=TWO.format(name=sandbox.name, module="newer", function="tens", guard="lambda f: None"))
+    activation = sandbox.activate()
+    assert only(activation).state == "pending"
+    assert sandbox.core().count() == 2
+    assert only(activation).state == "applied"
+
+
 def test_a_failure_in_the_second_module_takes_back_the_first(sandbox):
     sandbox.distribution("1.0", core=COUNT, far="")
     sandbox.patch(more=TWO.format(name=sandbox.name, module="far", function="tens", guard="lambda f: None"))

@@ -39,6 +39,13 @@ FAMILIES = {
         "num_kv_shared_layers": 0,
     },
     "GptOss": {"num_local_experts": 2, "num_experts_per_tok": 1, "sliding_window": 3},
+    "Afmoe": {
+        "sliding_window": 3,
+        "layer_types": ["sliding_attention", "full_attention"],
+        "num_dense_layers": 2,
+        "num_experts": 2,
+        "num_experts_per_tok": 1,
+    },
 }
 """By the prefix of their classes, what their tiny models need."""
 

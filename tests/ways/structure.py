@@ -8,6 +8,7 @@ import contextlib
 import copy
 import functools
 import importlib
+import importlib.util
 import inspect
 import pickle
 import sys
@@ -31,7 +32,7 @@ BY_POSITION = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_O
 def structure(patch):
     """Yield name, problem for each structural way; the problem is None where all is well."""
     # The statements of a module have no caller, and a rewrite of them is not undone.
-    places = {fix: owner_of(fix) for fix in patch.fixes if fix.qualname}
+    places = {fix: owner_of(fix) for fix in patch.fixes if fix.qualname and is_there(fix.module)}
     if not places:
         return
     # At once: to undo takes a search of the heap.
@@ -102,6 +103,14 @@ class Below:
         binding = type(inspect.getattr_static(owner, name))
         space = {"__module__": owner.__module__, name: classmethod(method) if binding is classmethod else method}
         self.kind = type(owner)(f"Renamed{owner.__name__}", (owner,), space)
+
+
+def is_there(module):
+    """Whether a release has a module: a patch of several models may be about some that are newer."""
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def owner_of(fix):
@@ -319,7 +328,10 @@ def inherited(patch, owner, name, below):
 
     def count(frame, event, _):
         nonlocal reached
-        reached += event == "call" and frame.f_code is function.__code__
+        if event == "call" and frame.f_code is function.__code__:
+            # What replaces several methods has one code for all.
+            first = frame.f_locals.get(frame.f_code.co_varnames[0])
+            reached += isinstance(first, below.kind) or first is below.kind
 
     with replaced(owner, below.kind, sys.modules[owner.__module__], owner.__name__):
         sys.setprofile(count)

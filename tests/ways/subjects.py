@@ -154,6 +154,18 @@ ACCUMULATION_LEFT_OUT = without(
 PACKED = ("Qwen3", "Mistral", "Gemma3")
 """The models of all these releases."""
 
+HYBRIDS = (
+    "NemotronH",
+    "FalconH1",
+    "Bamba",
+    "GraniteMoeHybrid",
+    "Zamba2",
+    "Jamba",
+    "Lfm2",
+    "Lfm2Moe",
+    "Lfm3",
+)
+
 SUBJECTS = (
     Subject(
         "KV sharing in Gemma 4",
@@ -288,14 +300,14 @@ SUBJECTS = (
     ),
     Subject(
         "packing",
-        patches=("transformers.packing_under_mask*", "transformers.gpt_oss_masks_*"),
+        patches=("transformers.packing_under_mask*", "transformers.gpt_oss_masks_*", "transformers.masks_*"),
         module="packing",
         environments={
             "transformers==4.53.1": {"families": PACKED, "compiles": "nothing"},
             "transformers==4.55.0": {"families": (*PACKED, "GptOss"), "compiles": "nothing"},
             "transformers==5.22.2": {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "some"},
-            "transformers==5.23.0": {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "nothing"},
-            beside_peft("5.24.0"): {"families": (*PACKED, "Gemma4", "GptOss"), "compiles": "all"},
+            "transformers==5.23.0": {"families": (*PACKED, "Gemma4", "GptOss", "Afmoe"), "compiles": "nothing"},
+            beside_peft("5.24.0"): {"families": (*PACKED, "Gemma4", "GptOss", "Afmoe"), "compiles": "all"},
         },
         covers=KV_SHARING
         | {
@@ -304,6 +316,38 @@ SUBJECTS = (
             "compile, backend aot_eager": "compile aot_eager*",
         },
         leaves_out={},
+    ),
+    Subject(
+        "state-space layers",
+        patches=(
+            "transformers.mamba_packed_state",
+            "transformers.short_conv_packed_state",
+            "transformers.single_row_padding",
+        ),
+        module="state_space",
+        environments={
+            "transformers==4.48.0": {"families": ("Bamba",), "compiles": (), "keywords": False},
+            "transformers==4.54.0": {
+                "families": ("FalconH1", "GraniteMoeHybrid", "Lfm2"),
+                "compiles": (),
+                "keywords": False,
+            },
+            beside_peft("5.4.0"): {"families": ("NemotronH", "Zamba2", "Lfm2"), "compiles": (), "keywords": False},
+            "transformers==5.14.1": {"families": ("Jamba", "Lfm2Moe"), "compiles": (), "keywords": False},
+            beside_peft("5.24.0"): {"families": HYBRIDS},
+        },
+        covers=KV_SHARING
+        | {
+            "eager": "*, eager, a mask",
+            "compile, backend eager": "compile eager *",
+            "compile, backend aot_eager": "compile aot_eager *",
+            "compile, backend inductor": "compile inductor *",
+            "compile, fullgraph": "compile aot_eager fullgraph, *",
+            "no checkpointing": "checkpointing none",
+        },
+        leaves_out={},
+        # Its convolution is given the mask of the attention, whatever the size of the batch.
+        open={"transformers==4.54.0": "Lfm2, padded on the left, *"},
     ),
     Subject(
         "Qwen-VL in transformers",

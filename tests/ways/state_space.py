@@ -1,0 +1,284 @@
+"""Every way to give a model with state-space layers packed or padded rows, each against the same sequences one by one.
+
+The reference of a release is eager, unpacked, without a mask, a cache, checkpointing or a wrapper. A way returns how
+far the loss and the gradients are from the reference's: the largest relative error of a tensor.
+"""
+
+import copy
+import functools
+import inspect
+import pickle
+from functools import partial
+
+import torch
+from torch.distributed.fsdp import fully_shard
+from torch.nn.parallel import DistributedDataParallel
+from ways.kv_sharing import (
+    CHECKPOINTING,
+    RATE,
+    TRAINER,
+    checkpointed,
+    collected,
+    distance,
+    one_rank,
+    plain,
+    trainer_steps,
+)
+from ways.packing import LABELS, LENGTHS, ONES, POSITIONS, TOKENS, call, gradients, one_by_one
+
+from nrl_patches.patches._shared.state_space import REFUSAL, tiny_model, without_attention
+
+INDEX = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in LENGTHS]).int()
+ENDS = torch.tensor((0, *(n for row in LENGTHS for n in row))).cumsum(0).int()
+
+
+def build(family):
+    """Return a model whose attention adds nothing, as it does not tell sequences apart in every release."""
+    return without_attention(tiny_model(family)).train()
+
+
+@functools.cache
+def reference(family):
+    return one_by_one(build(family))
+
+
+def far(model, family, forward=call):
+    return distance(gradients(model, forward), reference(family))
+
+
+def given(family, **how):
+    return far(build(family), family, partial(call, **how))
+
+
+def by_keyword(family):
+    """Upstream takes `seq_idx` for kernels."""
+    return given(family, seq_idx=INDEX, cu_seq_lens_q=ENDS, cu_seq_lens_k=ENDS)
+
+
+def by_keyword_alone(family):
+    """The attention does not tell such sequences apart."""
+    model = build(family)
+    try:
+        return far(model, family, lambda model: model(TOKENS, labels=LABELS, use_cache=False, seq_idx=INDEX))
+    except ValueError as error:
+        if "position_ids" not in str(error):
+            raise
+        return 0.0
+
+
+def by_position(family):
+    model = build(family)
+    names = list(inspect.signature(model.forward).parameters)
+    order = {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": POSITIONS}
+    last = max(names.index(name) for name in order)
+    logits = model(*(order.get(name) for name in names[: last + 1]), use_cache=False).logits
+    loss = model.loss_function(logits, LABELS, model.config.vocab_size)
+    loss.backward()
+    return distance({"loss": loss.detach(), **collected(model)}, reference(family))
+
+
+def padded(family, *, left, batch):
+    """Rows that are padded, the first alone or beside the second."""
+    model = build(family).eval()
+    tokens, mask = TOKENS[:batch].clone(), ONES[:batch].clone()
+    mask[0, slice(3) if left else slice(-3, None)] = 0
+    real = slice(3, None) if left else slice(-3)
+    with torch.no_grad():
+        found = model(input_ids=tokens, attention_mask=mask, use_cache=False).logits[0, real]
+        expected = model(input_ids=tokens[:1, real], use_cache=False).logits[0]
+    return distance({"logits": found}, {"logits": expected})
+
+
+def packed_between_padding(family):
+    """A row that is padded on the left, between its sequences and on the right, beside one that is not packed."""
+    model = build(family).eval()
+    parts = ((2, False), (3, True), (1, False), (2, True), (2, False))
+    mask = torch.cat([torch.full((n,), int(real)) for n, real in parts])[None]
+    positions = torch.cat([torch.arange(n) * int(real) for n, real in parts])[None]
+    tokens, plain_row = TOKENS[:1], torch.arange(10)[None]
+    with torch.no_grad():
+        found = model(
+            input_ids=torch.cat([tokens, tokens]),
+            attention_mask=torch.cat([mask, ONES[:1]]),
+            position_ids=torch.cat([positions, plain_row]),
+            use_cache=False,
+        ).logits
+        alone = [model(input_ids=tokens[:, here], use_cache=False).logits[0] for here in (slice(2, 5), slice(6, 8))]
+        whole = model(input_ids=tokens, use_cache=False).logits[0]
+    pieces = {"first": found[0, 2:5], "second": found[0, 6:8], "whole": found[1]}
+    return distance(pieces, {"first": alone[0], "second": alone[1], "whole": whole})
+
+
+def goes_on(family, batch=2):
+    """Decode a token after packed rows: it belongs to the last sequence of each."""
+    model = build(family).eval()
+    ends = [row[-1] for row in LENGTHS][:batch]
+    token = torch.full((batch, 1), 7)
+    with torch.no_grad():
+        packed = model(input_ids=TOKENS[:batch], position_ids=POSITIONS[:batch], use_cache=True)
+        name = next((name for name in ("cache", "past_key_values") if getattr(packed, name, None) is not None), None)
+        if name is None:  # These make no cache but in `generate`.
+            return 0.0
+        found = model(
+            input_ids=token, position_ids=torch.tensor(ends)[:, None], use_cache=True, **{name: getattr(packed, name)}
+        ).logits[:, -1]
+        expected = [
+            model(input_ids=torch.cat([TOKENS[row, -n:], token[row]])[None], use_cache=False).logits[:, -1]
+            for row, n in enumerate(ends)
+        ]
+    return distance({"logits": found}, {"logits": torch.cat(expected)})
+
+
+def subclass(family):
+    model = build(family)
+    kind = type(model)
+
+    class Renamed(kind):
+        __module__ = kind.__module__  # transformers reads the source of the module that a model's class is from.
+
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    renamed = without_attention(Renamed(model.config)).train()
+    renamed.load_state_dict(model.state_dict())
+    return far(renamed, family)
+
+
+def ddp(family, checkpointing, **options):
+    model = checkpointed(build(family), checkpointing)
+    one_rank()
+    parallel = DistributedDataParallel(model, **options)
+    return max(far(parallel, family) for _ in range(2))
+
+
+def fsdp2(family, checkpointing):
+    model = checkpointed(build(family), checkpointing)
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=one_rank())
+    return far(fully_shard(model, mesh=one_rank()), family)
+
+
+def lora(family, checkpointing):
+    """The gradient of B at B = 0 follows from that of the weight: it is dW @ A.T, times the scale, which is 1.
+
+    PEFT refuses the other linear layers of a mixer, which kernels read past their module.
+    """
+    import peft
+
+    config = peft.LoraConfig(r=2, lora_alpha=2, target_modules=["in_proj"], task_type="CAUSAL_LM")
+    adapted = peft.get_peft_model(build(family), config)
+    base = adapted.base_model.model
+    if checkpointing != "none":
+        base.enable_input_require_grads()
+    checkpointed(base, checkpointing)
+    adapted.train()
+    call(adapted).loss.backward()
+    weights = {plain(name): weight for name, weight in base.named_parameters()}
+    found, expected = {}, {}
+    for name, gradient in reference(family).items():
+        a = weights.get(name.replace(".weight", ".lora_A.default.weight"))
+        if a is not None and name.endswith(".weight"):
+            found[name] = weights[name.replace(".weight", ".lora_B.default.weight")].grad
+            expected[name] = gradient @ a.detach().T
+    assert expected
+    return distance(found, expected)
+
+
+def trained(family, **arguments):
+    """Two steps of the Trainer, against the same one by one."""
+    columns = {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": POSITIONS, "labels": LABELS}
+    steps = trainer_steps(build(family), columns, 2, **arguments)
+    return max(distance(found, expected) for found, expected in zip(steps, two_steps(family), strict=True))
+
+
+@functools.cache
+def two_steps(family):
+    model, steps = build(family), []
+    optimizer = torch.optim.SGD(model.parameters(), lr=RATE)
+    for _ in range(2):
+        one_by_one(model)
+        steps.append(collected(model))
+        optimizer.step()
+    return steps
+
+
+def flattened(family):
+    """transformers' own collator makes one row without a mask; the model adds its empty cache."""
+    import transformers
+
+    rows = [{"input_ids": s.tolist()} for row, ns in zip(TOKENS, LENGTHS, strict=True) for s in row.split(ns)]
+    batch = transformers.DataCollatorWithFlattening(return_tensors="pt")(rows)
+    return far(build(family), family, lambda model: model(**batch))
+
+
+def under_autocast(family, checkpointing):
+    """Against the same sequences one by one under autocast."""
+    with torch.autocast("cpu", torch.bfloat16):
+        expected = one_by_one(build(family))
+        found = gradients(checkpointed(build(family), checkpointing))
+    flat = [torch.cat([g[n].float().flatten() for n in sorted(expected)]) for g in (found, expected)]
+    return max(0.0, ((flat[0] - flat[1]).norm() / flat[1].norm()).item() - 2e-2)
+
+
+def compiled(family, backend):
+    """Rows that are not packed are as uncompiled; packed ones are right, or are refused."""
+    torch._dynamo.reset()
+    model = build(family)
+    forward = torch.compile(model, backend=backend, fullgraph=True)
+    single = {"input_ids": TOKENS, "position_ids": torch.arange(10).expand(2, -1), "labels": LABELS, "use_cache": False}
+    expected = gradients(build(family), lambda model: model(**single))
+    gap = distance(gradients(model, lambda _: forward(**single)), expected)
+    try:
+        return max(gap, far(model, family, lambda _: call(forward)))
+    except RuntimeError as error:
+        if REFUSAL not in str(error):
+            raise
+        return gap
+
+
+COMPILED = (("eager", "NemotronH"), ("aot_eager", "NemotronH"), ("aot_eager", "FalconH1"), ("inductor", "Lfm2"))
+"""Backends, and the family that each compiles."""
+
+
+def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
+    """Yield the name of each way and the function that goes it.
+
+    Args:
+        families: Of the models that the release has; the first goes all ways.
+        compiles: What is compiled, as in ``COMPILED``.
+        keywords: Whether the layers of all families are given the keyword arguments of the model.
+    """
+    for family in families:
+        yield f"{family}, eager, a mask", partial(given, family)
+        yield f"{family}, eager, neither", partial(given, family, attention_mask=None)
+        yield f"{family}, eager, a cache", partial(given, family, attention_mask=None, use_cache=True)
+        yield f"{family}, packed between padding", partial(packed_between_padding, family)
+        if keywords:
+            yield f"{family}, seq_idx and positions", partial(by_keyword, family)
+            yield f"{family}, seq_idx without positions", partial(by_keyword_alone, family)
+        yield f"{family}, decoding goes on", partial(goes_on, family)
+        yield f"{family}, decoding goes on, one row", partial(goes_on, family, batch=1)
+        for left in (True, False):
+            for batch in (1, 2):
+                side = "left" if left else "right"
+                yield (
+                    f"{family}, padded on the {side}, batch of {batch}",
+                    partial(padded, family, left=left, batch=batch),
+                )
+    main = families[0]
+    yield "called by position", partial(by_position, main)
+    yield "DataCollatorWithFlattening", partial(flattened, main)
+    yield "deepcopy", lambda: far(copy.deepcopy(build(main)), main)
+    yield "pickle", lambda: far(pickle.loads(pickle.dumps(build(main))), main)
+    yield "subclass", partial(subclass, main)
+    for label, settings in TRAINER.items():
+        yield f"Trainer, {label}", partial(trained, main, **settings)
+    for how in CHECKPOINTING:
+        yield f"checkpointing {how}", lambda how=how: far(checkpointed(build(main), how), main)
+        yield f"LoRA, checkpointing {how}", partial(lora, main, how)
+        yield f"autocast, checkpointing {how}", partial(under_autocast, main, how)
+        yield f"FSDP2, checkpointing {how}", partial(fsdp2, main, how)
+        yield f"DDP, checkpointing {how}", partial(ddp, main, how)
+        yield f"DDP find_unused_parameters, checkpointing {how}", partial(ddp, main, how, find_unused_parameters=True)
+    for backend, family in compiles:
+        yield f"compile {backend} fullgraph, {family}", partial(compiled, family, backend)

@@ -80,7 +80,7 @@ def sequence_indices(
         return None
     if mask is not None and mask.shape[1] < length:
         return None
-    traced = _is_traced(position_ids)
+    traced = is_traced(position_ids)
     # Spares most batches the rest.
     if not traced and not (position_ids.diff() <= 0).any():
         return None
@@ -144,8 +144,12 @@ def take_over() -> torch.Tensor | None:
     return positions
 
 
-def _is_traced(tensor: torch.Tensor) -> bool:
-    """Whether a graph is being made, in which values cannot be read."""
+def is_traced(tensor: torch.Tensor) -> bool:
+    """Whether a graph is being made, in which values cannot be read.
+
+    Args:
+        tensor: One of its inputs.
+    """
     import torch
 
     if torch.compiler.is_compiling() or torch.jit.is_tracing():

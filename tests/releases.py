@@ -29,8 +29,10 @@ ENVIRONMENTS = (
     "transformers==4.55.0",  # the first with gpt-oss
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
+    "transformers==4.57.0",  # the first with Qwen3-Next
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
+    "transformers==5.3.0",  # the first with OLMo Hybrid
     "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower
     "peft==0.18.0 & transformers==5.5.0",  # the first with Gemma 4
     "transformers==5.5.1",
@@ -43,6 +45,8 @@ ENVIRONMENTS = (
     "transformers==5.10.1",  # the first that looks for code among the blobs of the hub's cache
     "transformers==5.12.1",
     "transformers==5.13.0",  # the first with rules for Qwen-VL's class without a head
+    "transformers==5.14.1",
+    "transformers==5.15.0",  # the first whose delta nets mask the padding of a single row
     "transformers==5.16.1",
     "transformers==5.17.0",  # the first whose Gemma 3 divides by tokens
     "transformers==5.19.0",

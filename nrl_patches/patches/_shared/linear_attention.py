@@ -149,7 +149,7 @@ _last = _Last()
 
 
 def _read(hidden: Any, positions: Any, mask: Any, seq_idx: Any, cu_seq_lens: Any) -> torch.Tensor | None:
-    mask = mask if mask is None or len(mask.shape) == 2 else None  # noqa: PLR2004
+    mask = mask != 0 if mask is not None and len(mask.shape) == 2 else None  # noqa: PLR2004
     if positions is not None and len(positions.shape) == 3:  # noqa: PLR2004
         # Up to 5.3, Qwen3.5's layers get those in time, height and width. Only a first token is the lowest in each.
         positions = positions.amax(0)

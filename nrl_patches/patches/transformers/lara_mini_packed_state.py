@@ -19,7 +19,7 @@ patch = Patch(
         "https://github.com/huggingface/transformers/issues/46851",
         "https://github.com/huggingface/transformers/pull/46859",
     ),
-    opt_out="NRL_DISABLE_LARA_MINI_PACKED_STATE_PATCH",
+    opt_out="NRL_DISABLE_DELTA_NET_PACKED_STATE_PATCH",
 )
 
 linear_attention.separate(patch, "lara_mini", "LaraMiniGatedDeltaNet", "LaraMiniDecoderLayer")

@@ -19,10 +19,16 @@ patch = Patch(
         "https://github.com/huggingface/transformers/issues/46851",
         "https://github.com/huggingface/transformers/pull/46859",
     ),
-    opt_out="NRL_DISABLE_OLMO_HYBRID_PACKED_STATE_PATCH",
+    opt_out="NRL_DISABLE_DELTA_NET_PACKED_STATE_PATCH",
 )
 
-linear_attention.separate(patch, "olmo_hybrid", "OlmoHybridGatedDeltaNet", "OlmoHybridLinearAttentionDecoderLayer", "OlmoHybridAttentionDecoderLayer")
+linear_attention.separate(
+    patch,
+    "olmo_hybrid",
+    "OlmoHybridGatedDeltaNet",
+    "OlmoHybridLinearAttentionDecoderLayer",
+    "OlmoHybridAttentionDecoderLayer",
+)
 
 
 @patch.probe

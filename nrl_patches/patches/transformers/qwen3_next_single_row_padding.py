@@ -15,7 +15,7 @@ patch = Patch(
     __name__,
     affected="transformers>=4.57.0,<5.15.0",
     upstream=("https://github.com/huggingface/transformers/pull/46773",),
-    opt_out="NRL_DISABLE_QWEN3_NEXT_SINGLE_ROW_PADDING_PATCH",
+    opt_out="NRL_DISABLE_DELTA_NET_SINGLE_ROW_PADDING_PATCH",
 )
 
 patch.fix(

@@ -1,7 +1,7 @@
 """Packed rows in layers of linear attention: the state and the convolution start anew with each sequence.
 
-The decoder layer is the last that is told of the sequences, and what is recomputed under checkpointing. It hands them to
-its mixer in place of the mask, together with it, so that they are an argument like any other to whatever lies between.
+The decoder layer is the last that is told of the sequences, and what is recomputed under checkpointing. It hands them
+to its mixer together with the mask, as the mask, so that they are an argument like any other to whatever lies between.
 The mixer's code stays upstream's, but for what it calls.
 """
 
@@ -75,7 +75,7 @@ def hand_down(forward: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         forward: Upstream's.
     """
-    names, module = list(inspect.signature(forward).parameters), forward.__module__
+    names = list(inspect.signature(forward).parameters)
     for package in _NATIVE:
         _NATIVE[package] = package in sys.modules or importlib.util.find_spec(package) is not None
 
@@ -84,7 +84,7 @@ def hand_down(forward: Callable[..., Any]) -> Callable[..., Any]:
         mixer = _mixer(self)
         if mixer is None:
             _refuse_leak(self, call)
-        elif type(mixer).forward.__module__ == module:  # Others have replaced it, who know how to tell them apart.
+        elif type(mixer).forward.__module__.startswith("transformers."):  # Others' have means of their own.
             index = _index(call, call.get("attention_mask"))
             if index is not None:
                 call["attention_mask"] = Sequences(call.get("attention_mask"), index)
@@ -438,18 +438,26 @@ def tiny_model(family: str, attention: str = "sdpa") -> Any:
         return getattr(transformers, f"{prefix}ForCausalLM")(settings).eval()
 
 
-def observe(*families: str) -> Observation:
+def _exists(family: str) -> bool:
+    import transformers
+
+    return hasattr(transformers, f"{FAMILIES[family]}ForCausalLM")
+
+
+def observe(family: str) -> Observation:
     """Compare the logits of packed sequences with those of each alone.
 
     Args:
-        families: Keys of ``FAMILIES``.
+        family: A key of ``FAMILIES``.
 
     Returns:
-        The defect is present if those of any family differ.
+        The defect is present if they differ.
     """
+    if not _exists(family):
+        return Observation(present=False, evidence={"absent": family})
     with quiet():
-        evidence = {family: leak(tiny_model(family), use_cache=False) for family in families}
-    return Observation(max(evidence.values()) > TOLD_APART, evidence)
+        far = leak(tiny_model(family), use_cache=False)
+    return Observation(far > TOLD_APART, {"packed": far})
 
 
 def observe_padding(family: str) -> Observation:
@@ -463,6 +471,8 @@ def observe_padding(family: str) -> Observation:
     """
     import torch
 
+    if not _exists(family):
+        return Observation(present=False, evidence={"absent": family})
     with quiet(), torch.no_grad():
         model = tiny_model(family)
         # The embedding of the token for padding is 0 here, but not in a model that was trained with another.

@@ -1,7 +1,8 @@
 """The linear attention of Bailing Hybrid runs on from one packed sequence into the next.
 
-Problem: `BailingHybridDeltaAttention.forward` (models/bailing_hybrid/modeling_bailing_hybrid.py) is not told of `position_ids` that
-    restart. Its convolution and its recurrent state carry a sequence over into those behind it.
+Problem: `BailingHybridDeltaAttention.forward` (models/bailing_hybrid/modeling_bailing_hybrid.py)
+    is not told of `position_ids` that restart. Its convolution and its recurrent state carry a sequence over into those
+    behind it.
 Hit by: packed or padding-free rows, in training and in evaluation. Wrong logits and gradients, no error.
 Fix: the decoder layer hands the sequences down, told by `position_ids`, `cu_seq_lens_q` or `seq_idx`; the state and the
     convolution start anew with each. Where the full attention can't separate what it is told, that is an error.

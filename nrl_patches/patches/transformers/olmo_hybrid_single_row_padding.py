@@ -1,7 +1,7 @@
 """OLMo Hybrid reads the padding of a batch of one row.
 
-Problem: `apply_mask_to_padding_states` (models/olmo_hybrid/modeling_olmo_hybrid.py) sets the states of padding to 0 only where
-    the batch has more than one row.
+Problem: `apply_mask_to_padding_states` (models/olmo_hybrid/modeling_olmo_hybrid.py) sets the states of
+    padding to 0 only where the batch has more than one row.
 Hit by: a single row padded on the left, in generation, evaluation and training: the convolution and the recurrent state
     of linear attention begin with the padding. Wrong logits and gradients, no error.
 Fix: the mask is applied to a single row too, if it is that of these tokens. With a cache it may be longer.

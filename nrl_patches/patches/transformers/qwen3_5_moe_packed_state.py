@@ -1,7 +1,8 @@
 """The linear attention of Qwen3.5's mixture of experts runs on from one packed sequence into the next.
 
-Problem: `Qwen3_5MoeGatedDeltaNet.forward` (models/qwen3_5_moe/modeling_qwen3_5_moe.py) is not told of `position_ids` that
-    restart. Its convolution and its recurrent state carry a sequence over into those behind it.
+Problem: `Qwen3_5MoeGatedDeltaNet.forward` (models/qwen3_5_moe/modeling_qwen3_5_moe.py)
+    is not told of `position_ids` that restart. Its convolution and its recurrent state carry a sequence over into those
+    behind it.
 Hit by: packed or padding-free rows, in training and in evaluation. Wrong logits and gradients, no error.
 Fix: the decoder layer hands the sequences down, told by `position_ids`, `cu_seq_lens_q` or `seq_idx`; the state and the
     convolution start anew with each. Where the full attention can't separate what it is told, that is an error.

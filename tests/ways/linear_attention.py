@@ -35,6 +35,9 @@ TOLD = {
 """The sequences of the rows, in the words of kernels."""
 
 
+GIVEN = {"a mask of ones": {"attention_mask": torch.ones_like(TOKENS)}, "an empty cache": {"use_cache": True}}
+
+
 def build(family, attention="sdpa"):
     """With weights that let the numbers of one step say something about the next."""
     model = tiny_model(family, attention)
@@ -273,6 +276,8 @@ def ways(families=("qwen3_5",), *, compiles="all"):
     for family in families:
         yield f"{family}, eager", lambda family=family: far(family, build(family, "eager"))
         yield f"{family}, sdpa", lambda family=family: far(family, build(family))
+        for label, how in GIVEN.items():
+            yield f"{family}, {label}", partial(told_twice, family, **how)
         yield f"{family}, across chunks", partial(across_chunks, family)
         yield f"{family}, generated", partial(generated, family)
         for side in ("left", "right", "left and right"):

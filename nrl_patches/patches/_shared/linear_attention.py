@@ -84,7 +84,7 @@ def hand_down(forward: Callable[..., Any]) -> Callable[..., Any]:
         mixer = _mixer(self)
         if mixer is None:
             _refuse_leak(self, call)
-        elif type(mixer).forward.__module__.startswith("transformers."):  # Others' have means of their own.
+        elif _is_upstreams(type(mixer)):
             index = _index(call, call.get("attention_mask"))
             if index is not None:
                 call["attention_mask"] = Sequences(call.get("attention_mask"), index)
@@ -103,6 +103,11 @@ def _mixer(layer: Any) -> Any:
     for wrapper in ("_checkpoint_wrapped_module", "_orig_mod"):
         mixer = getattr(mixer, wrapper, mixer)
     return mixer
+
+
+def _is_upstreams(mixer: type) -> bool:
+    """Whether the forward of a mixer is upstream's, or that of a subclass. Others' have means of their own."""
+    return any(getattr(kind, "forward", _mixer).__module__.startswith("transformers.") for kind in mixer.__mro__)
 
 
 def _index(call: Mapping[str, Any], mask: torch.Tensor | None) -> torch.Tensor | None:

@@ -49,21 +49,25 @@ class Sequences(NamedTuple):
     index: torch.Tensor
 
 
-def separate(patch: Patch, family: str, mixer: str, *layers: str) -> None:
+def separate(patch: Patch, family: str, mixer: str, layer: str, attention_layer: str = "") -> None:
     """Declare the fixes of a patch that separate packed rows in the models of a family.
 
     Args:
         patch: The patch.
         family: The name of the family's package below ``transformers.models``.
         mixer: The name of the class of its linear attention.
-        layers: Those of its decoder layers.
+        layer: That of its decoder layers.
+        attention_layer: That of those with another kind of attention, if it is another.
     """
     module = f"transformers.models.{family}.modeling_{family}"
-    for layer in layers:
-        patch.fix(
-            f"{module}:{layer}.forward",
-            guard=lambda forward: mismatch(forward, parameters="self hidden_states attention_mask position_ids kwargs"),
-        )(hand_down)
+    for name, build in ((layer, hand_down), (attention_layer, refuse_leaks)):
+        if name:
+            patch.fix(
+                f"{module}:{name}.forward",
+                guard=lambda forward: mismatch(
+                    forward, parameters="self hidden_states attention_mask position_ids kwargs"
+                ),
+            )(build)
     patch.rewrite(f"{module}:{mixer}.forward", read_sequences)
 
 
@@ -93,6 +97,21 @@ def hand_down(forward: Callable[..., Any]) -> Callable[..., Any]:
         return forward(self, *args, **kwargs)
 
     return forward_apart
+
+
+def refuse_leaks(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a forward of a decoder layer without linear attention that refuses what its mask does not separate.
+
+    Args:
+        forward: Upstream's.
+    """
+    names = list(inspect.signature(forward).parameters)
+
+    def forward_refusing(self: Any, *args: Any, **kwargs: Any) -> Any:
+        _refuse_leak(self, dict(zip(names, (self, *args), strict=False)) | kwargs)
+        return forward(self, *args, **kwargs)
+
+    return forward_refusing
 
 
 def _mixer(layer: Any) -> Any:

@@ -193,7 +193,7 @@ def lora(family, checkpointing):
 
 
 def lora_in_the_convolution(family):
-    """An adapter that is not 0, against the same weights merged."""
+    """An adapter that is not 0, against the same one by one, since PEFT cannot merge it."""
     import peft
 
     model = build(family).eval()
@@ -203,7 +203,11 @@ def lora_in_the_convolution(family):
     adapted = peft.get_peft_model(model, config)
     with torch.no_grad():
         found = call(adapted).logits
-        expected = call(copy.deepcopy(adapted).merge_and_unload()).logits
+        alone = [
+            torch.cat([adapted(input_ids=part[None], use_cache=False).logits for part in row.split(lengths)], 1)
+            for row, lengths in zip(TOKENS, LENGTHS, strict=True)
+        ]
+    expected = torch.cat(alone)
     return (found - expected).abs().max() / expected.abs().max()
 
 

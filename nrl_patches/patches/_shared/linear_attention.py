@@ -316,7 +316,8 @@ def convolve(convolution: Callable[..., Any], index: torch.Tensor | None) -> Cal
 
     if not isinstance(convolution, torch.nn.Module):
         return _function_apart(convolution, index)
-    size = convolution.kernel_size[0]
+    base = getattr(convolution, "base_layer", convolution)  # PEFT's.
+    size = base.kernel_size[0]
     hooked = hasattr(convolution, "_hf_hook") or convolution._forward_hooks or convolution._forward_pre_hooks
 
     # By the module itself, in whose place may be one with an adapter.

@@ -139,17 +139,30 @@ def _real(file: str) -> str:
 
 
 def _innermost(function: Callable[..., Any]) -> FunctionType:
-    inner = inspect.unwrap(function)
+    inner: Any = function
+    while (below := _below(inner)) is not None:
+        inner = below
     if not isinstance(inner, FunctionType):
         raise MismatchError("a Python function", f"a {type(inner).__name__}")
     return inner
+
+
+def _below(outer: Any) -> Any:
+    """Return the function that a decorator lies around, None if it is none."""
+    wrapped = getattr(outer, "__wrapped__", None)
+    if wrapped is not None or not isinstance(outer, FunctionType) or "<locals>" not in outer.__qualname__:
+        return wrapped
+    # Some decorators do without functools.wraps; theirs is the one function of another module.
+    held = [content for content in map(_content, outer.__closure__ or ()) if isinstance(content, FunctionType)]
+    foreign = [function for function in held if function.__module__ != outer.__module__]
+    return foreign[0] if len(foreign) == 1 else None
 
 
 def _redecorated(outer: Any, inner: FunctionType, new: FunctionType) -> FunctionType:
     """Copy the wrappers around a function, so that they call another one; nothing is decorated again."""
     if outer is inner:
         return new
-    wrapped = getattr(outer, "__wrapped__", None)
+    wrapped = _below(outer)
     cells = outer.__closure__ or () if isinstance(outer, FunctionType) else ()
     if not any(_content(cell) is wrapped for cell in cells):
         raise MismatchError("decorators whose wrapper is a closure over the function", f"a {type(outer).__name__}")
@@ -157,7 +170,8 @@ def _redecorated(outer: Any, inner: FunctionType, new: FunctionType) -> Function
     closure = tuple(CellType(below) if _content(cell) is wrapped else cell for cell in cells)
     # All functions of one decorator share their code; the mark of this package is told from a copied one by it.
     copy = _copied(outer, outer.__code__.replace(), closure)
-    copy.__wrapped__ = below  # type: ignore[attr-defined]
+    if hasattr(outer, "__wrapped__"):
+        copy.__wrapped__ = below  # type: ignore[attr-defined]
     return copy
 
 

@@ -192,6 +192,19 @@ def test_decorators_are_kept_and_not_executed_again(shapes):
     assert shapes.Shape.wrapped(None, 1) == 1
 
 
+def test_a_decorator_without_wraps_of_another_module_is_kept_too(shapes):
+    def around(method):
+        def wrapped(*args):
+            return method(*args), "decorated"
+
+        return wrapped
+
+    outer = around(shapes.Base.method)
+    new = rewritten(outer, "return x", "return x + 1")
+    assert (new(None, 1), outer(None, 1)) == ((2, "decorated"), (1, "decorated"))
+    assert not hasattr(new, "__wrapped__")
+
+
 def test_the_closure_is_shared_with_the_original(shapes):
     new = rewritten(shapes.counter, "return x + step", "return x - step")
     assert (shapes.counter(1), new(1)) == (6, -4)

@@ -26,7 +26,8 @@ from ways.kv_sharing import (
 )
 from ways.packing import LABELS, LENGTHS, ONES, POSITIONS, TOKENS, call, gradients, one_by_one
 
-from nrl_patches.patches._shared.state_space import REFUSAL, tiny_model, without_attention
+from nrl_patches.patches._shared.state_space import REFUSAL
+from nrl_patches.patches._shared.state_space_models import tiny_model, without_attention
 
 INDEX = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in LENGTHS]).int()
 ENDS = torch.tensor((0, *(n for row in LENGTHS for n in row))).cumsum(0).int()

@@ -166,6 +166,10 @@ HYBRIDS = (
     "Lfm3",
 )
 
+DELTA_NETS = {"5.2.0": ("qwen3_5", "qwen3_5_moe", "qwen3_next")}
+DELTA_NETS["5.3.0"] = (*DELTA_NETS["5.2.0"], "olmo_hybrid")
+"""The models with gated delta nets that a release has."""
+
 SUBJECTS = (
     Subject(
         "KV sharing in Gemma 4",
@@ -350,6 +354,32 @@ SUBJECTS = (
         open={"transformers==4.54.0": "Lfm2, padded on the left, *"},
     ),
     Subject(
+        "gated delta nets",
+        patches=tuple(
+            f"transformers.{family}_packed_state"
+            for family in (*DELTA_NETS["5.3.0"], "kimi_linear", "bailing_hybrid", "lara_mini")
+        ),
+        module="linear_attention",
+        environments={
+            "transformers==4.57.0": {"families": ("qwen3_next",), "compiles": "nothing"},
+            "transformers==5.2.0": {"families": DELTA_NETS["5.2.0"], "compiles": "nothing"},
+            "transformers==5.3.0": {"families": DELTA_NETS["5.3.0"], "compiles": "nothing"},
+            beside_peft("5.8.1"): {"families": DELTA_NETS["5.3.0"], "compiles": "some"},
+            "transformers==5.14.1": {"families": DELTA_NETS["5.3.0"], "compiles": "nothing"},
+            beside_peft("5.24.0"): {
+                "families": (*DELTA_NETS["5.3.0"], "kimi_linear", "bailing_hybrid", "lara_mini"),
+                "compiles": "all",
+            },
+        },
+        covers=KV_SHARING
+        | {
+            "eager": "qwen3_5, eager",
+            "no checkpointing": "checkpointing none",
+            "compile, backend aot_eager": "compile aot_eager*",
+        },
+        leaves_out={},
+    ),
+    Subject(
         "Qwen-VL in transformers",
         patches=("transformers.qwen_vl_*", "transformers.subclass_conversion_mapping", "peft.adapter_names_*"),
         module="qwen_vl",
@@ -369,7 +399,7 @@ SUBJECTS = (
     ),
     Subject(
         "Qwen3.5 in transformers",
-        patches=("transformers.qwen3_5_*",),
+        patches=("transformers.qwen3_5_reads_*", "transformers.qwen3_5_saved_*"),
         module="qwen3_5",
         environments={beside_peft(v): {} for v in ("5.2.0", "5.4.0", "5.5.4", "5.24.0")},
         covers={

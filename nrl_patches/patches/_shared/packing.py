@@ -42,7 +42,9 @@ def look_under_mask(preprocess: Callable[..., Any]) -> Callable[..., torch.Tenso
         # Before 5.4.0 the length and the offset of the queries are not among the sizes.
         kv_length, kv_offset = sizes if len(sizes) == 2 else (sizes[1], sizes[3])  # noqa: PLR2004
         length = inputs.shape[1]
-        if length == 1 or not (cache is None or isinstance(cache, cache_utils.DynamicCache)):
+        # Before 5.5 hybrid models have caches of their own that are none of transformers', named after this one.
+        dynamic = isinstance(cache, cache_utils.DynamicCache) or type(cache).__name__.endswith("DynamicCache")
+        if length == 1 or not (cache is None or dynamic):
             return None
         if kv_length != length or kv_offset != 0:
             return None

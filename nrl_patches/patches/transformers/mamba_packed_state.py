@@ -15,7 +15,7 @@ stays as it is.
 """
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches._shared import state_space
+from nrl_patches.patches._shared import state_space, state_space_models
 
 patch = Patch(
     __name__,
@@ -48,4 +48,4 @@ patch.rewrite(
 def state_runs_across_sequences() -> Observation:
     """Compare the logits of packed sequences with those of each alone."""
     # Jamba is older than the releases that this is about.
-    return state_space.observe(family for family in state_space.MAMBA if family != "Jamba")
+    return state_space_models.observe(family for family in state_space_models.MAMBA if family != "Jamba")

@@ -14,7 +14,7 @@ import ast
 
 from nrl_patches import Observation, Patch
 from nrl_patches.errors import MismatchError
-from nrl_patches.patches._shared import packing, state_space
+from nrl_patches.patches._shared import packing, state_space_models
 from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
@@ -69,7 +69,7 @@ def packed_rows_see_each_other() -> Observation:
         # Granite 4 then made its masks by itself, without the function that reads positions.
         return Observation(present=False, evidence={"absent": "AfmoeForCausalLM"})
     with quiet():
-        granite = state_space.tiny_model("GraniteMoeHybrid", layer_types=["attention"] * 2)
+        granite = state_space_models.tiny_model("GraniteMoeHybrid", layer_types=["attention"] * 2)
         afmoe = packing.tiny_model(
             "Afmoe",
             "eager",

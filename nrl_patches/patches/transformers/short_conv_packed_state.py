@@ -15,7 +15,7 @@ stays as it is.
 """
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches._shared import state_space
+from nrl_patches.patches._shared import state_space, state_space_models
 
 patch = Patch(
     __name__,
@@ -35,4 +35,4 @@ state_space.separate(patch, "lfm3", "Lfm3ShortConv", {"Lfm3DecoderLayer": "conv"
 @patch.probe
 def convolution_runs_across_sequences() -> Observation:
     """Compare the logits of packed sequences with those of each alone."""
-    return state_space.observe(state_space.SHORT_CONVOLUTION)
+    return state_space_models.observe(state_space_models.SHORT_CONVOLUTION)

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import packing, state_space
+from nrl_patches.patches._shared import packing, state_space_models
 
 patch = Patch(
     __name__,
@@ -70,7 +70,7 @@ def a_single_row_differs() -> Observation:
 
     if not hasattr(transformers, "BambaForCausalLM"):
         return Observation(present=False, evidence={"absent": "BambaForCausalLM"})
-    model = state_space.tiny_model("Bamba")
+    model = state_space_models.tiny_model("Bamba")
     tokens = torch.tensor([[0, 0, 0, 5, 9, 17, 33], [4, 8, 15, 16, 23, 42, 63]])
     mask = (tokens != 0).long()
     with torch.no_grad():

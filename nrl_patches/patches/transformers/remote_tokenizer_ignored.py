@@ -17,7 +17,7 @@ from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected=("transformers>=5.3.0,<=5.10.2", "transformers>=5.11.0,<5.12.1"),
+    affected=("transformers>=5.3.0,<5.10.4", "transformers>=5.11.0,<5.12.1"),
     upstream=(
         "https://github.com/NVIDIA-NeMo/RL/issues/2764",
         "https://github.com/NVIDIA-NeMo/RL/pull/3116",

@@ -1,0 +1,142 @@
+"""Packed rows of gated delta nets and state-space models on a GPU, by the kernels that are installed there.
+
+    python linear_attention.py
+
+One JSON object per model: the kernels, and how far the logits of packed rows are from the same sequences alone without
+the patches and with them, told by `position_ids` and by `cu_seq_lens_q` too. Then the time of a training step of
+Qwen3.5: packed rows against padded ones of as many tokens, without the patches and with them.
+"""
+
+import json
+import statistics
+import time
+from contextlib import nullcontext
+
+import torch
+
+import nrl_patches
+from nrl_patches.patches._shared import state_space_models
+from nrl_patches.patches._shared.linear_attention_models import FAMILIES
+from nrl_patches.patches._shared.packing import leak
+from nrl_patches.patches._shared.quiet import quiet
+
+LENGTHS = (70, 1, 57)
+
+
+def delta_net(family, layers=2, width=128):
+    import transformers
+
+    prefix = FAMILIES[family]
+    kind = getattr(transformers, f"{prefix}TextConfig", None) or getattr(transformers, f"{prefix}Config")
+    config = kind(
+        vocab_size=512,
+        hidden_size=width,
+        intermediate_size=2 * width,
+        num_hidden_layers=layers,
+        layer_types=["linear_attention", "full_attention"] * (layers // 2),
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=64,
+        linear_value_head_dim=64,
+        num_experts=2,
+        num_experts_per_tok=1,
+        moe_intermediate_size=64,
+        shared_expert_intermediate_size=64,
+        initializer_range=0.1,
+        attn_implementation="sdpa",
+    )
+    torch.manual_seed(0)
+    return getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
+
+
+def kernels(model):
+    mixer = next((m for m in model.modules() if type(m).__name__.endswith("GatedDeltaNet")), None)
+    rule = getattr(mixer, "chunk_gated_delta_rule", None)
+    return f"{getattr(rule, '__module__', None)}.{getattr(rule, '__name__', None)}"
+
+
+def rounding(build):
+    """How far bfloat16 takes the logits of a single sequence from those of float32."""
+    tokens = 3 + torch.arange(max(LENGTHS))[None] % 60
+    with torch.no_grad():
+        exact, rounded = (
+            build().to(dtype)(input_ids=tokens, use_cache=False).logits for dtype in (None, torch.bfloat16)
+        )
+    return float((exact - rounded).abs().max())
+
+
+def state_space(family):
+    with torch.device("cpu"):
+        model = state_space_models.tiny_model(family, "sdpa")
+    return model.to("cuda")
+
+
+def outcome(build):
+    lengths = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
+    try:
+        with quiet():
+            model = build()
+            found = {"kernels": kernels(model), "float32": leak(model, LENGTHS, use_cache=False)}
+            found["bfloat16"] = leak(model.to(torch.bfloat16), LENGTHS, use_cache=False)
+            found["rounding of bfloat16"] = rounding(build)
+            try:
+                found["cu_seq_lens"] = leak(build(), LENGTHS, use_cache=False, cu_seq_lens_q=lengths)
+            except Exception as error:  # noqa: BLE001 - any is what there is to say
+                found["cu_seq_lens"] = f"{type(error).__name__}: {error}"[:160]
+            return found
+    except Exception as error:  # noqa: BLE001 - as above
+        return f"{type(error).__name__}: {error}"[:160]
+
+
+def seconds(model, tokens, positions):
+    times = []
+    for _ in range(12):
+        model.zero_grad()
+        torch.cuda.synchronize()
+        start = time.perf_counter()
+        model(input_ids=tokens, position_ids=positions, labels=tokens, use_cache=False).loss.backward()
+        torch.cuda.synchronize()
+        times.append(time.perf_counter() - start)
+    return statistics.median(times[2:])
+
+
+def step_times():
+    model = delta_net("qwen3_5", layers=8, width=1024).to(torch.bfloat16).train()
+    tokens = torch.randint(0, 512, (4, 2048))
+    positions = torch.arange(2048).expand(4, -1)
+    padded = seconds(model, tokens, positions)
+    return {"padded": padded, "packed": seconds(model, tokens.view(1, -1), positions.reshape(1, -1))}
+
+
+def main():
+    import transformers
+    from transformers import masking_utils  # noqa: F401 - so that its patches are applied
+
+    print(json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}))
+    torch.set_default_device("cuda")
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    there = [family for family in FAMILIES if hasattr(transformers, f"{FAMILIES[family]}ForCausalLM")]
+    builds = {family: lambda family=family: delta_net(family) for family in there if "qwen" in family}
+    for family in ("NemotronH", "FalconH1", "Lfm2"):
+        builds[family] = lambda family=family: state_space(family)
+    for name, build in builds.items():
+        outcome(build)  # Imports the module, so that its patches are applied.
+        applied = [p for p, s in nrl_patches.status().items() if s.state == "applied"]
+        for side in ("off", "on"):
+            with nrl_patches.undo(*applied) if side == "off" else nullcontext():
+                print(json.dumps({"model": name, side: outcome(build)}), flush=True)
+    applied = [p for p, s in nrl_patches.status().items() if s.state == "applied"]
+    for side in ("off", "on", "off", "on"):
+        with nrl_patches.undo(*applied) if side == "off" else nullcontext():
+            try:
+                print(json.dumps({"training step, seconds": side, **step_times()}), flush=True)
+            except RuntimeError as error:  # fla refuses its backward pass with some releases of Triton.
+                print(json.dumps({"training step": side, "error": str(error)[:160]}), flush=True)
+    print(json.dumps({p: str(s.state) for p, s in nrl_patches.status().items() if "packed" in p or "pack" in p}))
+
+
+if __name__ == "__main__":
+    main()

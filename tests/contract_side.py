@@ -9,8 +9,8 @@ Prints a JSON object with three parts, each by patch id:
   of a patch begins or ends.
 - ``ways``: what became of every way to use a target, by subject, patched; and unpatched where that is to be known.
 
-A patch is measured where an environment is named by the distribution along which it is declared; elsewhere, such as a
-patch of transformers beside vLLM, only its status is told. No probe is run whose distributions are not all installed.
+A patch is probed where its range begins or ends, and next to that; elsewhere only its status is told. No probe is run
+whose distributions are not all installed.
 
     python contract_side.py ENVIRONMENT SUBJECT NAME...
 
@@ -99,18 +99,13 @@ def registry_with_targets():
     return registry
 
 
-def is_measured(patch, environment):
-    from nrl_patches.matrix.names import parse_environment
-    from nrl_patches.matrix.plan import axis
-
-    return axis(patch) in parse_environment(environment)
-
-
 def observed(patch, environment):
+    from releases import is_probed
+
     from nrl_patches.engine.distributions import find_installed
 
     report = {"affected": patch.affected.decide(find_installed).answer.value}
-    if not is_measured(patch, environment):
+    if not is_probed(patch, environment):
         return report
     if any(find_installed(distribution) is None for distribution in patch.affected.distributions):
         return report | {"present": None}
@@ -210,10 +205,12 @@ def states(activation):
 
 def permutations(registry, environment):
     """Yield the name and outcome of each permutation of activate, apply, undo; True is good."""
+    from releases import is_probed
+
     from nrl_patches.engine.activation import Activation
 
     before = {patch.id: held(patch) for patch in registry}
-    for patch in (patch for patch in registry if is_measured(patch, environment)):
+    for patch in (patch for patch in registry if is_probed(patch, environment)):
         for name, good in permutations_of(patch, registry, before[patch.id]):
             yield patch.id, name, good
     activation = Activation(registry, {})

@@ -1,5 +1,6 @@
 """The upstream releases that the default test run measures, in the environments that the matrix makes for them."""
 
+import functools
 import json
 import os
 import subprocess
@@ -92,18 +93,50 @@ ENVIRONMENTS = (
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""
 
 
+WHOLE = os.environ.get("NRL_PATCHES_CONTRACT") == "whole"
+"""Whether the contract runs every probe on every release, and not only where a range begins or ends."""
+
+
+def is_probed(patch, environment):
+    """Whether the contract runs the probe of a patch, without the patch and with it, in an environment.
+
+    It does in the releases with which a range begins and ends, and in those next to them. What the probes say of all
+    others, in both states, is in the matrix's evidence, which ``test_declarations.py`` holds to the code.
+    """
+    along = axis(patch)
+    here = parse_environment(environment).get(along)
+    if here is None:
+        return False
+    if WHOLE or at_an_end(patch, environment):
+        return True
+    versions = sorted({parsed[along] for parsed in map(parse_environment, ENVIRONMENTS) if along in parsed})
+    ends = {end for affected in _affected(patch) for end in (min(affected.values()), max(affected.values()))}
+    next_to_it = {v for i, v in enumerate(versions) if ends & {*versions[max(i - 1, 0) : i + 2]}}
+    return here in next_to_it and not any(environment in affected for affected in _affected(patch))
+
+
 def at_an_end(patch, environment):
     """Whether a range of a patch begins or ends, as far as these releases go, with that of an environment."""
-    for conjunction in patch.affected.alternatives:
-        affected = {
-            e: versions[axis(patch)]
-            for e, versions in ((e, parse_environment(e)) for e in ENVIRONMENTS)
+    return any(
+        environment in affected and affected[environment] in {min(affected.values()), max(affected.values())}
+        for affected in _affected(patch)
+    )
+
+
+@functools.cache
+def _affected(patch):
+    """The environments that each alternative of a patch's range covers, with the version along which it is declared."""
+    parsed = {environment: parse_environment(environment) for environment in ENVIRONMENTS}
+    covered = (
+        {
+            environment: versions[axis(patch)]
+            for environment, versions in parsed.items()
             if all(part.distribution in versions for part in conjunction)
             and all(part.releases.contains(versions[part.distribution]) for part in conjunction)
         }
-        if environment in affected and affected[environment] in {min(affected.values()), max(affected.values())}:
-            return True
-    return False
+        for conjunction in patch.affected.alternatives
+    )
+    return [affected for affected in covered if affected]
 
 
 PEFT = Part(("peft==0.21.2",))

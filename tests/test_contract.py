@@ -10,9 +10,8 @@ import importlib
 import json
 
 import pytest
-from contract_side import is_measured
 from packaging.version import Version
-from releases import ENVIRONMENTS, FOLDER, PEFT, at_an_end, build_part, results, run_on
+from releases import ENVIRONMENTS, FOLDER, PEFT, at_an_end, build_part, is_probed, results, run_on
 from standins import ROOT
 from ways.subjects import RULE, SUBJECTS
 
@@ -33,13 +32,13 @@ every_release = pytest.mark.parametrize(
     "environment", [pytest.param(e, marks=pytest.mark.xdist_group(e)) for e in ENVIRONMENTS]
 )
 every_patch = pytest.mark.parametrize("patch_id", load().patches)
-measured = pytest.mark.parametrize(
+probed = pytest.mark.parametrize(
     ("environment", "patch_id"),
     [
         pytest.param(environment, patch.id, marks=pytest.mark.xdist_group(environment))
         for environment in ENVIRONMENTS
         for patch in load()
-        if is_measured(patch, environment)
+        if is_probed(patch, environment)
     ],
 )
 
@@ -82,7 +81,7 @@ def cannot_be_measured(environment, patch_id):
     return cell is not None and cell.present is None
 
 
-@measured
+@probed
 def test_without_the_patch_the_defect_is_there_exactly_where_it_was_declared(environment, patch_id):
     off = side(environment, "off")[patch_id]
     if cannot_be_measured(environment, patch_id):
@@ -109,7 +108,7 @@ def test_with_the_patch_it_is_gone_and_elsewhere_the_patch_is_inert(environment,
     assert not on["notes"]
 
 
-@measured
+@probed
 def test_import_apply_undo_in_every_permutation(environment, patch_id):
     outcomes = side(environment, "off")[patch_id]["permutations"]
     assert len(outcomes) == 9

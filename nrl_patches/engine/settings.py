@@ -26,7 +26,9 @@ VARIABLES: Mapping[str, str] = {
 }
 """Every variable except the opt-outs of patches, and its effect. docs/environment.md has the same, by a test."""
 
-_OTHERS = frozenset({"NRL_PATCHES_RELEASES", "NRL_DISABLE_NUMA_BINDING", "NRL_DISABLE_NUMA_MEMBIND"})
+_OTHERS = frozenset(
+    {"NRL_PATCHES_CONTRACT", "NRL_PATCHES_RELEASES", "NRL_DISABLE_NUMA_BINDING", "NRL_DISABLE_NUMA_MEMBIND"}
+)
 """Variables with a similar name that belong to this project's tests and to NeMo RL."""
 
 _SHOWN = 60

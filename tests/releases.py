@@ -34,7 +34,7 @@ ENVIRONMENTS = (
     "transformers==4.55.0",  # the first with gpt-oss
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
-    "transformers==4.57.0",  # the first with Qwen3-Next
+    "transformers==4.57.1",  # the first with Qwen3-Next
     "transformers==5.0.0",
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
     "transformers==5.3.0",  # the first with Nemotron-H and OLMo Hybrid, and that obeys the class of a tokenizer

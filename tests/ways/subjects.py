@@ -361,7 +361,7 @@ SUBJECTS = (
         ),
         module="linear_attention",
         environments={
-            "transformers==4.57.0": {"families": ("qwen3_next",), "compiles": "nothing"},
+            "transformers==4.57.1": {"families": ("qwen3_next",), "compiles": "nothing"},
             "transformers==5.2.0": {"families": DELTA_NETS["5.2.0"], "compiles": "nothing"},
             "transformers==5.3.0": {"families": DELTA_NETS["5.3.0"], "compiles": "nothing"},
             beside_peft("5.8.1"): {"families": DELTA_NETS["5.3.0"], "compiles": "some"},

@@ -50,6 +50,7 @@ ALONG = {
     "huggingface_hub.dataclasses",
     "torch.distributed.fsdp._fully_shard._fsdp_param",
     "transformers.dynamic_module_utils",
+    "transformers.models.auto.tokenization_auto",
 }
 """Targets that come along with it: patched where they are, as in a program that imports this package last."""
 

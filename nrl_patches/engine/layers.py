@@ -18,7 +18,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import PurePath
-from types import FunctionType
+from types import CellType, FunctionType
 from typing import Any
 
 from nrl_patches.engine.reachability import reaches
@@ -100,20 +100,32 @@ class Slot:
         for holder in holders.reachable:
             if vars(holder.owner).get(holder.name) is self.function:
                 setattr(holder.owner, holder.name, function)
+        for cell in self._own_cells():
+            cell.cell_contents = function
         self.layers, self.function, self.raw = layers, function, raw
         return holders
 
+    def _own_cells(self) -> list[CellType]:
+        """Return the cells by which the original refers to the present callable, which is itself at first.
+
+        A wrapper may ask whether it is the outermost one: from transformers 5.23.0 on only that checkpoints a layer.
+        """
+        cells = getattr(self.site.function, "__closure__", None) or ()
+        return [cell for cell in cells if _content(cell) is self.function]
+
     def _holders(self) -> Holders:
         """Find the other references to the present callable; on the heap only if the modules do not account for all."""
+        own = self._own_cells()
         # An inherited function is referred to by the base, which is not the target.
-        if self.site.raw is MISSING or _count_others(self) == 0:
+        if self.site.raw is MISSING or _count_others(self) == len(own):
             return Holders()
         copies = find_copies(self.function)
         elsewhere = [copy for copy in copies if copy.owner is not self.site.owner or copy.name != self.site.name]
         # Count again: another thread may have added or removed a reference.
-        if _count_others(self) == len(elsewhere):
+        if _count_others(self) == len(elsewhere) + len(own):
             return Holders(copies)
-        return find_holders(self.function, ignore=(Site, Slot, Mark), exclude=self.raw, owner=self.site.owner)
+        ignore = (Site, Slot, Mark)
+        return find_holders(self.function, ignore=ignore, exclude=self.raw, cells=own, owner=self.site.owner)
 
 
 def _count_others(slot: Slot) -> int | None:
@@ -130,6 +142,13 @@ def _count_others(slot: Slot) -> int | None:
 
     once = Slot(Site(Once, "function", vars(Once)["function"], vars(Once)["function"], None))
     return _references(slot) - _references(once)
+
+
+def _content(cell: CellType) -> object:
+    try:
+        return cell.cell_contents
+    except ValueError:  # Nothing was assigned to it yet.
+        return MISSING
 
 
 def _references(slot: Slot) -> int:

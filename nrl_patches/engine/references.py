@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import types
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -53,7 +54,14 @@ def find_copies(wanted: Any) -> list[Holder]:
     return [holder for module in modules.values() for holder in _named(module, namespace(module), key)]
 
 
-def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), exclude: Any = None, owner: Any = None) -> Holders:
+def find_holders(
+    wanted: Any,
+    *,
+    ignore: tuple[type, ...] = (),
+    exclude: Any = None,
+    cells: Sequence[types.CellType] = (),
+    owner: Any = None,
+) -> Holders:
     """Find every object that refers to a callable.
 
     References from outside of modules are found in one pass over the lists of the garbage collector (which do not have
@@ -63,6 +71,7 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), exclude: Any = N
         wanted: The callable, compared by identity.
         ignore: Types whose instances are the caller's own bookkeeping.
         exclude: One more object that is known to refer to it.
+        cells: Cells that are known to, too.
         owner: A class that is known to refer to it; its other references are searched for.
 
     Returns:
@@ -72,16 +81,19 @@ def find_holders(wanted: Any, *, ignore: tuple[type, ...] = (), exclude: Any = N
     key = id(wanted)
     found = Holders(find_copies(wanted), used_gc=True)
     unresolved: list[dict[Any, Any]] = []
-    cells: list[types.CellType] = []
+    others: list[types.CellType] = []
+    known = {id(cell) for cell in cells}
     for referrer in gc.get_referrers(wanted):
+        if id(referrer) in known:
+            continue
         if isinstance(referrer, dict):
             if id(referrer) not in modules:
                 unresolved.append(referrer)
         elif isinstance(referrer, types.CellType):
-            cells.append(referrer)
+            others.append(referrer)
         elif referrer is not exclude and not isinstance(referrer, (*_TRANSIENT, *ignore)):
             found.unreachable.append(_describe(referrer))
-    found.unreachable += _closures_over(cells)
+    found.unreachable += _closures_over(others)
     classes = {id(_own_namespace(owner)): owner} if isinstance(owner, type) else {}
     classes |= _classes_of([held for held in unresolved if id(held) not in classes])
     for held in unresolved:

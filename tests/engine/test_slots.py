@@ -24,6 +24,13 @@ def decorator(f):
     wrapper.label = "upstream's own"
     return wrapper
 
+def knows_itself(f):
+    @functools.wraps(f)
+    def wrapper(self, x):
+        assert type(self).outermost is wrapper
+        return f(self, x)
+    return wrapper
+
 class Base:
     def inherited(self, x: int = 1) -> int:
         "Base's."
@@ -47,6 +54,10 @@ class Shape(Base):
     def decorated(self, x):
         return x
 
+    @knows_itself
+    def outermost(self, x):
+        return x
+
     alias = method
 
     class Inner:
@@ -68,6 +79,7 @@ TARGETS = {
     "Shape.static": lambda m: m.Shape.static(1),
     "Shape.of_class": lambda m: m.Sub.of_class(1),
     "Shape.decorated": lambda m: m.Shape().decorated(1),
+    "Shape.outermost": lambda m: m.Shape().outermost(1),
     "Shape.inherited": lambda m: m.Shape().inherited(1),
     "Shape.Inner.method": lambda m: m.Shape.Inner().method(1),
     "function": lambda m: m.function(1),

@@ -331,6 +331,7 @@ def inherited(patch, owner, name, below):
         if event == "call" and frame.f_code is function.__code__:
             # What replaces several methods has one code for all.
             first = frame.f_locals.get(frame.f_code.co_varnames[0])
+            first = first[0] if isinstance(first, tuple) else first
             reached += isinstance(first, below.kind) or first is below.kind
 
     with replaced(owner, below.kind, sys.modules[owner.__module__], owner.__name__):

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
+from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
 
 if TYPE_CHECKING:
@@ -87,9 +88,8 @@ def hand_down(forward: Callable[..., Any]) -> Callable[..., Any]:
         elif _is_upstreams(type(mixer)):
             index = _index(call, call.get("attention_mask"))
             if index is not None:
-                call["attention_mask"] = Sequences(call.get("attention_mask"), index)
-                del call[names[0]]
-                return forward(self, **call)
+                told = Sequences(call.get("attention_mask"), index)
+                args, kwargs = with_argument(names[1:], args, kwargs, "attention_mask", told)
         return forward(self, *args, **kwargs)
 
     return forward_apart

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
+from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
 
 if TYPE_CHECKING:
@@ -97,7 +98,8 @@ def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Ca
                 call = dict(zip(names, args, strict=False)) | kwargs
                 bounds = _bounds(self, mixer, call, call.get(mask))
                 if bounds is not None:
-                    return forward(self, **call | {mask: Packed(_of_padding(call.get(mask)), bounds)})
+                    told = Packed(_of_padding(call.get(mask)), bounds)
+                    args, kwargs = with_argument(names, args, kwargs, mask, told)
             return forward(self, *args, **kwargs)
 
         return forward_apart

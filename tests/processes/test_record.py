@@ -440,7 +440,7 @@ UNPATCHED = """
     [
         ("torch", {}, "no record: torch is loaded, but nrl_patches was not imported there, or its file ", 1),
         ("torch", {"NRL_PATCHES": "0"}, "no record: NRL_PATCHES=0 in its environment", 0),
-        ("torch", {"AUTOWRAPT_BOOTSTRAP": "a, nrl_patches.startup"}, "no record: under `nrl-patches run`, and no ", 0),
+        ("json", {"AUTOWRAPT_BOOTSTRAP": "a, nrl_patches.startup"}, "no record: under `nrl-patches run`, and no ", 0),
         ("json", {}, "no record: nrl_patches was not imported there, or its file descriptors have been closed", 0),
     ],
 )

@@ -7,7 +7,7 @@ Fix: the line that is missing is put among the arguments of the masks, as in ups
 Remove when: gpt-oss passes them; no release so far does.
 
 With a mask of ones or a cache it takes `packing_under_mask` too. AFMoE, Evolla and the attention layers of Granite 4
-(GraniteMoeHybrid) have the same defect and are not repaired.
+(GraniteMoeHybrid) have the same defect: see `masks_without_position_ids.py`.
 """
 
 from nrl_patches import Edit, Observation, Patch

@@ -1,6 +1,6 @@
 """vLLM: entry point group ``vllm.general_plugins``, called in each process of an engine."""
 
-from . import door
+from . import entry
 
 __all__ = ["plugin"]
 
@@ -11,4 +11,4 @@ def plugin() -> None:
     Raises:
         Exception: Under strict mode only, whatever is wrong.
     """
-    door.bring("plugin")
+    entry.load("plugin")

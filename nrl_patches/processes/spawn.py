@@ -6,7 +6,7 @@ parent pickles and the child unpickles before it imports the main module. multip
 (``set_forkserver_preload`` reaches neither spawned children nor a server that runs already), so one more entry is put
 into that dict, and its unpickling imports nrl_patches. coverage.py reaches its children the same way.
 
-:func:`nrl_patches.front_door.cover` replaces that function.
+:func:`nrl_patches.bootstrap.cover` replaces that function.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
-from nrl_patches.engine.log import tell
+from nrl_patches.engine.log import emit
 from nrl_patches.engine.module_state import process_module
 from nrl_patches.errors import FailedError, Problem
 
-__all__ = ["Carried", "activation_path", "carry", "pack", "parent_version", "report_no_door"]
+__all__ = ["Carried", "activation_path", "carry", "pack", "parent_version", "report_unreachable"]
 
 _KEY = "nrl_patches"
 _CHILD_BOOTSTRAP = """
@@ -37,7 +37,7 @@ is_strict = lambda: strict
 shared = vars(sys.modules.setdefault("_nrl_patches_process", type(sys)("_nrl_patches_process")))
 shared.setdefault("parent version", version)
 try:
-    if bring("multiprocessing", expected, next_step):
+    if load("multiprocessing", expected, next_step):
         package = sys.modules["nrl_patches"]
         if (disabled or package.__version__ != version) and hasattr(package._activation, "leave_out"):
             package._activation.leave_out(disabled)
@@ -46,7 +46,7 @@ except Exception as error:
         raise
     report("multiprocessing", error, expected, next_step)
 """
-"""What a child executes after the text of ``hosts/door.py``: this package may be missing there.
+"""What a child executes after the text of ``hosts/entry.py``: this package may be missing there.
 
 The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set again
 because a fork server passes on the one that it was started with, and what is undone in the parent is undone here even
@@ -98,7 +98,7 @@ class _ActivationPayload:
 
 
 def activation_path() -> str:
-    """Return the word for how nrl_patches came into this process first; see ``hosts/door.py``."""
+    """Return the word for how nrl_patches came into this process first; see ``hosts/entry.py``."""
     path: str = vars(process_module()).setdefault("path", "import")
     return path
 
@@ -121,7 +121,7 @@ def carry(carried: Carried) -> None:
 @functools.cache
 def child_bootstrap() -> str:
     """Return the text that a child executes."""
-    return resources.files("nrl_patches.hosts").joinpath("door.py").read_text(encoding="utf-8") + _CHILD_BOOTSTRAP
+    return resources.files("nrl_patches.hosts").joinpath("entry.py").read_text(encoding="utf-8") + _CHILD_BOOTSTRAP
 
 
 def pack(data: dict[str, Any]) -> None:
@@ -143,7 +143,7 @@ def pack(data: dict[str, Any]) -> None:
         )
 
 
-def report_no_door() -> None:
+def report_unreachable() -> None:
     """Warn that children cannot be reached in this version of Python.
 
     Raises:
@@ -157,4 +157,4 @@ def report_no_door() -> None:
     )
     if any(carried.strict for carried in _carried):
         raise FailedError(problem)
-    tell(logging.WARNING, problem)
+    emit(logging.WARNING, problem)

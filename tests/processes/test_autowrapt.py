@@ -14,8 +14,8 @@ import pytest
 from releases import results, run_on
 from standins import ROOT
 
+from nrl_patches.bootstrap import packages
 from nrl_patches.engine.registry import load
-from nrl_patches.front_door import packages
 
 GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 GROUP = "nrl_patches.startup"
@@ -205,7 +205,7 @@ def test_an_environment_without_autowrapt_is_fine_where_nothing_is_to_be_patched
 
 
 def test_a_failing_import_fails_the_target_under_strict_only(covered):
-    program = f"from nrl_patches_hosts import door\n{COUNT}\nprint(door.failure.splitlines()[-1])"
+    program = f"from nrl_patches_hosts import entry\n{COUNT}\nprint(entry.failure.splitlines()[-1])"
     script = covered.write("program.py", program)
     environ = covered.environ(AUTOWRAPT_BOOTSTRAP=GROUP)  # As `run` leaves it; it could not be imported itself.
     covered.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")
@@ -368,7 +368,7 @@ def test_the_group_names_the_packages_of_all_targets():
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]
     named = {line.partition(" = ")[0] for line in section.splitlines()}
     assert named == {fix.module.partition(".")[0] for patch in load() for fix in patch.fixes}
-    assert named == packages()  # What the front door waits for.
+    assert named == packages()  # What `import nrl_patches` waits for.
     startup = (ROOT / "nrl_patches" / "hosts" / "startup" / "sitecustomize.py").read_text()
     assert f"PACKAGES = {tuple(sorted(named))}".replace("'", '"') in startup
 

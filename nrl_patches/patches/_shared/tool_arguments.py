@@ -185,6 +185,9 @@ def observe(name: str, form: Form, text: str = INDENTED) -> Observation:
         name: The name that ``--tool-call-parser`` takes.
         form: How the model writes.
         text: The argument.
+
+    Returns:
+        The defect, with what came out of either.
     """
     parser = parser_class(name)
     if parser is None:

@@ -56,4 +56,8 @@ def blanks_are_lost() -> Observation:
     """Parse a call whose argument is an indented line, by the real parser, whole and in a stream."""
     if not tool_arguments.has_module("vllm.parser.minimax_m2"):
         return Observation(present=False, evidence={"absent": "vllm.parser.minimax_m2"})
+    from vllm.parser import minimax_m2
+
+    # What it made before holds the converter that there was then.
+    minimax_m2.minimax_m2_config.cache_clear()
     return tool_arguments.observe("minimax_m2", tool_arguments.MINIMAX_M2)

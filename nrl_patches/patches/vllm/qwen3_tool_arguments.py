@@ -51,4 +51,9 @@ patch.rewrite(
 @patch.probe
 def blanks_are_lost() -> Observation:
     """Parse a call whose argument is an indented line, by the real parser, whole and in a stream."""
+    if tool_arguments.has_module("vllm.parser.qwen3"):
+        from vllm.parser import qwen3
+
+        # What it made before holds the converter that there was then.
+        qwen3.qwen3_config.cache_clear()
     return tool_arguments.observe("qwen3_coder", tool_arguments.QWEN3)

@@ -152,9 +152,8 @@ if not os.environ.get("PYTHONDONTWRITEBYTECODE"):
     BYTECODE = {}
 
 
-# What torch 2.13.0 reads from AOT autograd's cache may raise, see `torch.cached_unsafe_views`. Inductor's own cache stays:
-# most of the time of a compilation goes into C++ that many releases have in common.
-COMPILING = {"TORCHINDUCTOR_AUTOGRAD_CACHE": "0", "TORCHINDUCTOR_CACHE_DIR": str(FOLDER.absolute() / "inductor")}
+# What torch 2.13.0 reads from its cache of compiled graphs may raise, see `torch.cached_unsafe_views`.
+UNCACHED = {"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"}
 
 AS_OF = {"UV_EXCLUDE_NEWER": "2026-11-26"}
 """What the releases require is resolved as of this day, so that a red run today means the same tomorrow."""
@@ -195,7 +194,7 @@ def run_in(path, script, *args, timeout=600, fresh=False, **environ):
             of a process that has imported torch, and nothing that is tested.
         environ: Environment variables.
     """
-    command, variables_ = [*map(str, (script, *args))], variables(path, os.environ) | BYTECODE | COMPILING | environ
+    command, variables_ = [*map(str, (script, *args))], variables(path, os.environ) | BYTECODE | UNCACHED | environ
     if fresh:
         done = subprocess.run(
             [sys.executable, *command], env=variables_, capture_output=True, text=True, timeout=timeout, check=False

@@ -48,9 +48,7 @@ def draw(rows: Sequence[Agreement], threshold: float, file: Path) -> bool:
                 name = "_"  # One entry of the legend for all rows.
         panel.axhline(threshold - 1, color="black", linewidth=0.7, linestyle=":")
         panel.set(title=f"sequences of {length:,} tokens", ylabel="error less 1", yscale="log")
-    panels[-1].set_xlabel(
-        "sampled token; a line for each row of the table, crosses for NaN, the threshold dotted"
-    )
+    panels[-1].set_xlabel("sampled token; a line for each row of the table, crosses for NaN, the threshold dotted")
     panels[0].legend(loc="upper right")
     figure.savefig(file)
     return True

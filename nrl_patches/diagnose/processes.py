@@ -6,6 +6,7 @@ import importlib.util
 import json
 import os
 import shutil
+import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -181,7 +182,19 @@ class Bench:
         }
 
     def _serve(self, group: Group, tasks: Sequence[Task]) -> None:
-        name = tasks[0].file(self.fingerprint).removesuffix(".json")
+        waiting = list(tasks)
+        while waiting:
+            left, said = self._start(group, waiting)
+            if len(left) == len(waiting):
+                for task in left:
+                    self._failed[task] = said
+                    self.done(task)
+                return
+            waiting = left  # A process that got somewhere is followed by another.
+
+    def _start(self, group: Group, tasks: Sequence[Task]) -> tuple[list[Task], str]:
+        """Start a process for some tasks, and return those that it has left, with the reason."""
+        name = f"{group.side}-{tasks[0].file(self.fingerprint).removesuffix('.json')}"
         job, log = self.folder / "work" / f"{name}.job.json", self.folder / "logs" / f"{name}.log"
         job.write_text(json.dumps(self._job(group, tasks)), encoding="utf-8")
         self.told(f"{group.side}, patches {group.state}: {len(tasks)} to do")
@@ -197,22 +210,17 @@ class Bench:
                     cwd=self.folder / "work",
                 ) as process:
                     while waiting and ended is None and time.monotonic() < deadline:
-                        with suppress(TimeoutError):
-                            time.sleep(_POLL)
-                        ended = process.poll()
+                        time.sleep(_POLL)
+                        ended = process.poll()  # Before the files are looked at: it may write its last one now.
                         waiting = self._tell(waiting)
                     if not waiting:
                         # So that an engine may free what it holds.
-                        with suppress(Exception):
+                        with suppress(subprocess.TimeoutExpired):
                             process.wait(_LOOK)
             except OSError as error:
-                ended, said = 1, str(error)
-            else:
-                how = "took too long and was killed" if ended is None else describe_end(ended)
-                said = f"the {group.side} {how}: {_reason(tail(output, _TAIL))}"
-        for task in waiting:
-            self._failed[task] = f"{said} (logs/{log.name})"
-            self.done(task)
+                return waiting, str(error)
+            how = "took too long and was killed" if ended is None else describe_end(ended)
+            return waiting, f"the {group.side} {how}: {_reason(tail(output, _TAIL))} (logs/{log.name})"
 
     def _tell(self, waiting: Sequence[Task]) -> list[Task]:
         left = []

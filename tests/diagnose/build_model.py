@@ -83,7 +83,8 @@ def make_tokenizer(folder, vocabulary):
         show_progress=False,
     )
     tokenizer.train_from_iterator([topics[name] for name in sorted(topics)], trainer)
-    made = t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="<pad>", eos_token="<eos>")
+    special = dict(zip(("pad_token", "eos_token"), ("<pad>", "<eos>"), strict=True))
+    made = t.PreTrainedTokenizerFast(tokenizer_object=tokenizer, **special)
     made.save_pretrained(folder)
     return made
 

@@ -66,12 +66,12 @@ class Engine:
 
     def score(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score what the trainer has sampled."""
-        found = files.read(task["sampled"])
+        found = files.needed(task["sampled"])
         return {"logprobs": self._score(found["prompts"], found["tokens"])}
 
     def limit(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for more tokens than fit behind prompts of several lengths."""
-        limit = self.llm.llm_engine.model_config.max_model_len
+        limit = self.job["engine"]["max_model_len"]  # What was asked for: the engine's own may be another.
         cases = []
         for left in task["left"]:
             (prompt,) = files.prompts(self._stream(task), 1, limit - left)
@@ -202,5 +202,6 @@ def main() -> None:
     job = files.job_of(sys.argv)
     files.activate(job)
     engine = Engine(job)
-    files.serve(job, engine.do)
+    # After an error vLLM may wait for its core forever; another process goes on.
+    files.serve(job, engine.do, until_error=True)
     engine.llm.llm_engine.engine_core.shutdown()

@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["activate", "applied", "environment", "prompts", "read", "serve", "write"]
+__all__ = ["activate", "applied", "environment", "needed", "prompts", "read", "serve", "write"]
 
 _STRIDE = 131
 """How far apart in a text two prompts of a batch begin; a prime, so that they never begin at the same number."""
@@ -29,6 +29,21 @@ def read(file: str | Path) -> Any:
         file: The file.
     """
     return json.loads(Path(file).read_text(encoding="utf-8"))
+
+
+def needed(file: str | Path) -> dict[str, Any]:
+    """Return the result of another task.
+
+    Args:
+        file: Its file.
+
+    Raises:
+        RuntimeError: It ended with an error.
+    """
+    found: dict[str, Any] = read(file)
+    if "error" in found:
+        raise RuntimeError(f"nothing was sampled: {found['error']}")
+    return found
 
 
 def write(file: str | Path, content: object) -> None:
@@ -84,12 +99,15 @@ def environment() -> dict[str, Any]:
     return found | {"device": torch.cuda.get_device_name() if has_gpu and torch is not None else "cpu"}
 
 
-def serve(job: Mapping[str, Any], do: Callable[[str, Mapping[str, Any]], Mapping[str, Any]]) -> None:
+def serve(
+    job: Mapping[str, Any], do: Callable[[str, Mapping[str, Any]], Mapping[str, Any]], *, until_error: bool = False
+) -> None:
     """Do the tasks of a job, one after the other; each result is a file as soon as it is there.
 
     Args:
         job: Its ``tasks``, each with its ``kind`` and ``file``.
         do: Does one task, given its kind and itself.
+        until_error: Whether the tasks after one that ends with an error are left to another process.
     """
     for task in job["tasks"]:
         started = time.monotonic()
@@ -101,6 +119,8 @@ def serve(job: Mapping[str, Any], do: Callable[[str, Mapping[str, Any]], Mapping
         result |= {"seconds": time.monotonic() - started, "environment": environment()}
         # The worst that can be read of a cancelled run is that a task is not done.
         write(task["file"], {"applied": applied(), **result})
+        if until_error and "error" in result:
+            break
     sys.stdout.flush()
     sys.stderr.flush()
 

@@ -32,8 +32,8 @@ def spoil(wrapped, _instance, args, kwargs):
 
 
 def lengthen(wrapped, instance, args, kwargs):
-    wrapped(*args, **kwargs)
     instance.max_model_len += 1
+    return wrapped(*args, **kwargs)
 
 
 def drop(wrapped, _instance, args, kwargs):
@@ -46,7 +46,9 @@ def drop(wrapped, _instance, args, kwargs):
 for module, name, wrapper in (
     ("vllm.v1.worker.gpu_model_runner", "GPUModelRunner.execute_model", look),
     ("vllm.v1.sample.sampler", "Sampler.forward", spoil),
-    ("vllm.v1.core.sched.scheduler", "Scheduler.__init__", lengthen),
+    ("vllm.engine.arg_utils", "EngineArgs.create_model_config", lengthen),
     ("vllm.model_executor.models.gemma3", "Gemma3ForCausalLM.load_weights", drop),
 ):
-    wrapt.when_imported(module)(lambda found, name=name, wrapper=wrapper: wrapt.wrap_function_wrapper(found, name, wrapper))
+    wrapt.when_imported(module)(
+        lambda found, name=name, wrapper=wrapper: wrapt.wrap_function_wrapper(found, name, wrapper)
+    )

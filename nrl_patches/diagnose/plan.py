@@ -271,7 +271,9 @@ class Plan:
     def embeddings(self) -> Task:
         """Return the task of `embeddings`."""
         limits = {"zero": self.settings.zero, "identical": self.settings.identical}
-        return Task.of(self.trainer(), "embeddings", limits, weight=60)
+        # A process of its own, which never loads the model.
+        group = Group.of("trainer", self.state, {}, label="embeddings")
+        return Task.of(group, "embeddings", limits, weight=60)
 
     def stages(self) -> Iterator[list[Task]]:
         """Yield the tasks in an order in which each finds what it needs."""

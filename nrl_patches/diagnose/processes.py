@@ -112,11 +112,8 @@ class Bench:
         Args:
             task: The task.
         """
-        try:
-            found: dict[str, Any] = json.loads(self._file(task).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {"error": self._failed.get(task, "it was not run")}
-        return found
+        found = self._read(self._file(task).name)
+        return {"error": self._failed[task]} if "error" in found and task in self._failed else found
 
     def run(self, tasks: Sequence[Task]) -> None:
         """Do what is not done yet of some tasks, one process for all of a group.
@@ -129,7 +126,7 @@ class Bench:
                 self.done(task)
             else:
                 self._file(task).unlink(missing_ok=True)  # What ended with an error is tried again.
-        left = [task for task in tasks if not self._is_done(task)]
+        left = [task for task in tasks if not self._is_done(task) and not self._lacks(task)]
         for group in dict.fromkeys(task.group for task in left):
             self._serve(group, [task for task in left if task.group == group])
 
@@ -141,8 +138,27 @@ class Bench:
         """
         self._file(task).unlink(missing_ok=True)
 
+    def _lacks(self, task: Task) -> bool:
+        """Give a task up if that failed which it needs."""
+        parameters = json.loads(task.parameters)
+        for name in ("sampled", "saved"):
+            if name in parameters:
+                needed = self._read(parameters[name])
+                if "error" in needed:
+                    self._failed[task] = needed["error"]
+                    self.done(task)
+                    return True
+        return False
+
     def _is_done(self, task: Task) -> bool:
         return "error" not in self.result(task)
+
+    def _read(self, name: str) -> dict[str, Any]:
+        try:
+            found: dict[str, Any] = json.loads((self.rows / name).read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {"error": "it was not run"}
+        return found
 
     def _file(self, task: Task) -> Path:
         return self.rows / task.file(self.fingerprint)

@@ -3,7 +3,7 @@
     python build_model.py FOLDER [SIZE] [FAULT]...
 
 SIZE is `tiny`, for the tests; on a GPU `1b`, `4b` (Gemma 3's) or `7b` (Qwen2's), in bfloat16. Faults, of `tiny`:
-`scrambled` shuffles one weight, `nan` puts a NaN into the embedding of the digit 1, `untrained` has rows of zeros.
+`scrambled` shuffles one weight, `nan` puts a NaN into the embedding of the digit 7, `untrained` has rows of zeros.
 
 The weights are as large as they must be for log-probabilities that differ between tokens.
 """
@@ -105,7 +105,7 @@ def spoil(model, fault, tokenizer):
         weight = model.model.layers[1].mlp.down_proj.weight
         weight.copy_(weight[torch.randperm(len(weight), generator=torch.Generator().manual_seed(1))])
     elif fault == "nan":
-        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("1")] = torch.nan
+        model.model.embed_tokens.weight[tokenizer.convert_tokens_to_ids("7")] = torch.nan
     elif fault == "untrained":
         model.lm_head.weight[[7, 8, 9, 400]] = 0
         model.model.embed_tokens.weight[20] = 0.5

@@ -30,7 +30,7 @@ def build(folder, *faults):
     return folder
 
 
-def run(model, output, *options, timeout=600):
+def run(model, output, *options, timeout=1800):
     """Run the command; return its exit code, what it wrote, and what it said."""
     environ = variables(path(), os.environ) | BYTECODE | ENGINE
     command = [sys.executable, "-P", "-m", "nrl_patches", "diagnose", str(model), "--output", str(output)]

@@ -1,4 +1,4 @@
-"""The command on the real vLLM, on the CPU, and the real transformers: a sound model passes, each planted fault is found.
+"""The command on the real vLLM, on the CPU, and the real transformers: what is sound passes, planted faults are found.
 
 One engine serves as much as it can: starting one takes longer than everything that it is asked for.
 """
@@ -35,7 +35,7 @@ def passed(sound, tmp_path_factory):
 def failed(sound, tmp_path_factory):
     faulty = build(tmp_path_factory.mktemp("models") / "faulty", "scrambled", "nan", "untrained")
     planted = ["--trainer-model", faulty, "--engine-path", f"planted={HERE / 'planted'}", "--state", "off"]
-    small = ("--length", "57", "--batch", "2", "--repeats", "1", "--trainer-new-tokens", "4", "--method", "greedy")
+    small = ("--length", "97", "--batch", "2", "--repeats", "1", "--trainer-new-tokens", "4", "--method", "greedy")
     code, report, _ = run(sound, tmp_path_factory.mktemp("failed"), *planted, *small, *only(*ALL))
     assert code == 1
     return report

@@ -66,7 +66,7 @@ class Engine:
 
     def score(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score what the trainer has sampled."""
-        found = files.needed(task["sampled"])
+        found = files.read(task["sampled"])
         return {"logprobs": self._score(found["prompts"], found["tokens"])}
 
     def limit(self, task: Mapping[str, Any]) -> dict[str, Any]:

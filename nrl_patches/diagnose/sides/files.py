@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-__all__ = ["activate", "applied", "environment", "needed", "prompts", "read", "serve", "write"]
+__all__ = ["activate", "applied", "environment", "prompts", "read", "serve", "write"]
 
 _STRIDE = 131
 """How far apart in a text two prompts of a batch begin; a prime, so that they never begin at the same number."""
@@ -29,21 +29,6 @@ def read(file: str | Path) -> Any:
         file: The file.
     """
     return json.loads(Path(file).read_text(encoding="utf-8"))
-
-
-def needed(file: str | Path) -> dict[str, Any]:
-    """Return the result of another task.
-
-    Args:
-        file: Its file.
-
-    Raises:
-        RuntimeError: It ended with an error.
-    """
-    found: dict[str, Any] = read(file)
-    if "error" in found:
-        raise RuntimeError(f"nothing was sampled: {found['error']}")
-    return found
 
 
 def write(file: str | Path, content: object) -> None:

@@ -73,7 +73,7 @@ class Trainer:
 
     def score(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score what the engine has sampled, and show the tokens that it is furthest from in text."""
-        found = files.needed(task["sampled"])
+        found = files.read(task["sampled"])
         rows = [[*prompt, *new] for prompt, new in zip(found["prompts"], found["tokens"], strict=True)]
         starts = [len(prompt) for prompt in found["prompts"]]
         every = self._logprobs(rows)

@@ -2,7 +2,7 @@
 
 Sources: ``token_mult_prob_error`` is that of NeMo RL, ``docs/adding-new-models.md`` and
 ``nemo_rl/algorithms/loss/loss_functions.py``; the estimators k1, k2 and k3 are those of John Schulman, "Approximating
-KL Divergence" (2020), http://joschu.net/blog/kl-approx.html.
+KL Divergence" (2020), https://joschu.net/blog/kl-approx.html.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ __all__ = ["engine_path"]
 
 
 def engine_path(release: str, folder: Path) -> tuple[str, ...]:
-    """Install the CPU build of a release, if it is missing, and return what goes in front of the engine's path.
+    """Return what goes in front of the engine's path for the CPU build of a release, which is installed if missing.
 
     Other builds need a torch of their own, and so an interpreter of their own; see ``--engine-python``.
 

@@ -41,6 +41,9 @@ def inspect(folder: str, task: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         ``tensors``, what was found in each; ``tied``; ``peak``, the memory of this process and what it was before.
+
+    Raises:
+        ValueError: There are none in safetensors.
     """
     import torch  # noqa: F401, PLC0415 - not part of what reading takes
 

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from nrl_patches_sides import files  # type: ignore[import-not-found]
+from . import files  # Relative: the package has another name where this runs.
 
 _BEST = 5
 """How many log-probabilities of a step are compared where two runs may choose different tokens."""
@@ -42,19 +42,19 @@ class Engine:
         """
         self.llm.reset_prefix_cache()
         kinds: Mapping[str, Callable[[Mapping[str, Any]], dict[str, Any]]] = {
-            "sample": self.sample,
-            "score": self.score,
-            "limit": self.limit,
-            "decode": self.decode,
-            "prefix": self.prefix,
-            "observe": self.observe,
-            "refit": self.refit,
+            "sample": self._sample,
+            "score": self._score,
+            "limit": self._limit,
+            "decode": self._decode,
+            "prefix": self._prefix,
+            "observe": self._observe,
+            "refit": self._refit,
         }
         result = kinds[kind](task)
         workers = self.llm.collective_rpc("diagnose_applied")
         return result | {"applied": sorted({*files.applied(), *(name for worker in workers for name in worker)})}
 
-    def sample(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _sample(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Sample from the engine."""
         prompts = self._prompts(task)
         outputs = self._generate(prompts, task)
@@ -64,12 +64,12 @@ class Engine:
             "logprobs": [_chosen(output.outputs[0]) for output in outputs],
         }
 
-    def score(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _score(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score what the trainer has sampled."""
         found = files.read(task["sampled"])
-        return {"logprobs": self._score(found["prompts"], found["tokens"])}
+        return {"logprobs": self._logprobs(found["prompts"], found["tokens"])}
 
-    def limit(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _limit(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Ask for more tokens than fit behind prompts of several lengths."""
         limit = self.job["engine"]["max_model_len"]  # What was asked for: the engine's own may be another.
         cases = []
@@ -85,13 +85,13 @@ class Engine:
             cases.append({"prompt": len(prompt), "new": len(output.outputs[0].token_ids)})
         return {"limit": limit, "cases": cases}
 
-    def decode(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _decode(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Generate, and score the same tokens by one prefill pass."""
-        found = self.sample(task)
+        found = self._sample(task)
         self.llm.reset_prefix_cache()
-        return found | {"prefill": self._score(found["prompts"], found["tokens"])}
+        return found | {"prefill": self._logprobs(found["prompts"], found["tokens"])}
 
-    def prefix(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _prefix(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Generate the second turn of conversations with the first in the cache, and without."""
         prompts = self._prompts(task)
         first = self._generate(prompts, task)
@@ -115,7 +115,7 @@ class Engine:
             "plain": [_steps(output.outputs[0]) for output in plain],
         }
 
-    def observe(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _observe(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score prompts and continue them greedily; with checksums of the weights, if asked for."""
         prompts = self._prompts(task)
         found: dict[str, Any] = {}
@@ -127,13 +127,13 @@ class Engine:
         config = self.llm.llm_engine.vllm_config.compilation_config
         mode = {name: str(getattr(config, name, None)) for name in ("mode", "level", "backend", "cudagraph_mode")}
         steps = [_steps(output.outputs[0]) for output in outputs]
-        return found | {"prompt": self._score(heads, tails), "steps": steps, "compilation": mode}
+        return found | {"prompt": self._logprobs(heads, tails), "steps": steps, "compilation": mode}
 
-    def refit(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _refit(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Load the trainer's weights into an engine that was started with noise, and observe it."""
         before = self.llm.collective_rpc("diagnose_tensors")
         batches = self.llm.collective_rpc("diagnose_refit", args=(task["weights"],))
-        return self.observe({**task, "tensors": True}) | {"before": before, "batches": batches[0]}
+        return self._observe({**task, "tensors": True}) | {"before": before, "batches": batches[0]}
 
     def _stream(self, task: Mapping[str, Any]) -> list[int]:
         stream: list[int] = self.streams["streams"][task["data"]]
@@ -159,7 +159,7 @@ class Engine:
         found: list[Any] = self.llm.generate(given, sampling, use_tqdm=False)
         return found
 
-    def _score(self, prompts: Sequence[Tokens], tokens: Sequence[Tokens]) -> list[list[float]]:
+    def _logprobs(self, prompts: Sequence[Tokens], tokens: Sequence[Tokens]) -> list[list[float]]:
         from vllm import SamplingParams  # noqa: PLC0415
 
         sampling = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=0, detokenize=False)

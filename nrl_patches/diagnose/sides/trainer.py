@@ -10,7 +10,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from nrl_patches_sides import embeddings, files, streams  # type: ignore[import-not-found]
+from . import embeddings, files, streams  # Relative: the package has another name where this runs.
 
 _BUDGET = 8192
 """Tokens in one forward pass, unless a single sequence has more."""
@@ -49,6 +49,8 @@ class Trainer:
         else:
             from transformers import AutoModelForCausalLM as AutoModel  # noqa: PLC0415
         model = AutoModel.from_pretrained(self.job["model"], **arguments)
+        if "device_map" in arguments:
+            return model.eval()  # It may be on several devices.
         return model.eval().to("cuda" if torch.cuda.is_available() else "cpu")
 
     def do(self, kind: str, task: Mapping[str, Any]) -> dict[str, Any]:
@@ -69,9 +71,11 @@ class Trainer:
                 return dict(streams.prepare(self.job["model"], task["text"], trust_remote_code=trusts))
             if kind == "embeddings":
                 return dict(embeddings.inspect(self.job["model"], task))
-            return {"sample": self.sample, "score": self.score, "packed": self.packed, "save": self.save}[kind](task)
+            return {"sample": self._sample, "score": self._score, "packed": self._packed, "save": self._save}[kind](
+                task
+            )
 
-    def score(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _score(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score what the engine has sampled, and show the tokens that it is furthest from in text."""
         found = files.read(task["sampled"])
         rows = [[*prompt, *new] for prompt, new in zip(found["prompts"], found["tokens"], strict=True)]
@@ -80,7 +84,7 @@ class Trainer:
         logprobs = [row[start - 1 :] for row, start in zip(every, starts, strict=True)]
         return {"logprobs": logprobs, "worst": self._worst(rows, starts, logprobs, found["logprobs"])}
 
-    def sample(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _sample(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Sample from the trainer, and score that by a forward pass as training has it."""
         import torch  # noqa: PLC0415
 
@@ -100,7 +104,7 @@ class Trainer:
             "logprobs": [row[start - 1 :] for row in self._logprobs(rows)],
         }
 
-    def packed(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _packed(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Score sequences alone, padded, and packed into one row, without a mask and with a mask of ones."""
         import torch  # noqa: PLC0415
 
@@ -122,7 +126,7 @@ class Trainer:
             found[name] = _cut(logprobs, [(0, start, len(r)) for start, r in zip(starts, rows, strict=True)])
         return found
 
-    def save(self, task: Mapping[str, Any]) -> dict[str, Any]:
+    def _save(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Save the trainer's weights in batches."""
         folder = Path(task["weights"])
         shutil.rmtree(folder, ignore_errors=True)

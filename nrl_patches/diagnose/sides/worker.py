@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from nrl_patches_sides.files import applied  # type: ignore[import-not-found]
+from .files import applied  # Relative: the package has another name where this runs.
 
 __all__ = ["Worker"]
 

@@ -14,7 +14,7 @@ from nrl_patches.diagnose.agreement import Agreement, agreement
 from nrl_patches.diagnose.judge import FAULT, NOT_RUN, Finding, Limits
 from nrl_patches.diagnose.plan import Known, Plan
 from nrl_patches.diagnose.processes import Bench
-from nrl_patches.diagnose.settings import OFF, ON, Group, Settings, Task, fingerprint_of
+from nrl_patches.diagnose.settings import ON, Group, Settings, Task, fingerprint_of
 
 __all__ = ["Outcome", "diagnose"]
 
@@ -60,15 +60,15 @@ def diagnose(bench: Bench, expect: Callable[[Sequence[Task]], None]) -> Outcome:
     sides |= {_name("engine", label): bench.versions("engine", label) for label in settings.engine_paths}
     missing = _missing(settings, sides)
     asked = replace(settings, only=settings.only - missing.keys())
-    findings = [Finding(name, ON, "", NOT_RUN, reason) for name, reason in sorted(missing.items())]
+    last = settings.states[-1]
+    findings = [Finding(name, last, "", NOT_RUN, reason) for name, reason in sorted(missing.items())]
     if not asked.only:
         return Outcome(settings, (), findings, sides)
     bench.fingerprint = fingerprint_of(Path(settings.model), list(sides.values()))
     known = _prepare(bench, asked, sides)
     if isinstance(known, str):
-        return Outcome(
-            settings, (), [*findings, *(Finding(n, ON, "", NOT_RUN, known) for n in sorted(asked.only))], sides
-        )
+        findings += [Finding(name, last, "", NOT_RUN, known) for name in sorted(asked.only)]
+        return Outcome(settings, (), findings, sides)
     bench.fingerprint = fingerprint_of(Path(bench.model), list(sides.values()))
     plans = [Plan(asked, known, state, bench.fingerprint) for state in settings.states]
     _carry_out(bench, plans, expect)
@@ -213,7 +213,7 @@ def exit_code(outcome: Outcome) -> int:
     Returns:
         1 if there is a fault, 3 if something was not run, 0 otherwise.
     """
-    last = OFF if ON not in outcome.settings.states else ON
+    last = outcome.settings.states[-1]
     verdicts = [row.verdict for row in outcome.rows if row.state == last]
     verdicts += [found.verdict for found in outcome.findings if found.state == last]
     return 1 if FAULT in verdicts else 3 if NOT_RUN in verdicts or not verdicts else 0

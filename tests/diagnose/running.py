@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 
 from patches.vllm.environment import ENVIRONMENTS
 from releases import BYTECODE, FOLDER, ROOT, build_part, run_in
@@ -30,14 +31,17 @@ def build(folder, *faults):
     return folder
 
 
-def run(model, output, *options, timeout=1800):
-    """Run the command; return its exit code, what it wrote, and what it said."""
-    environ = variables(path(), os.environ) | BYTECODE | ENGINE
+def run(model, output, *options):
+    """Run the command; return its exit code, what it wrote, and the process.
+
+    The trainer's interpreter is the one below the tests' own: with the same packages on its path, except for this one,
+    which is installed by a file that only the tests' own reads.
+    """
+    folders = [*path(), sysconfig.get_path("purelib")]
+    environ = variables(folders, os.environ) | BYTECODE | ENGINE | {"PYTHONPATH": os.pathsep.join(map(str, folders))}
     command = [sys.executable, "-P", "-m", "nrl_patches", "diagnose", str(model), "--output", str(output)]
-    command += ["--dtype", "float32", "--engine-arg", "block_size=16", "--engine-arg", "enforce_eager=true", *options]
-    done = subprocess.run(
-        command,
-        env=environ, capture_output=True, text=True, timeout=timeout, check=False,
-    )  # fmt: skip
+    command += ["--trainer-python", sys._base_executable, "--dtype", "float32"]
+    command += ["--engine-arg", "block_size=16", "--engine-arg", "enforce_eager=true", *map(str, options)]
+    done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode in {0, 1, 3}, done.stderr[-3000:]
     return done.returncode, json.loads((output / "results.json").read_text(encoding="utf-8")), done

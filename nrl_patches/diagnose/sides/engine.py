@@ -74,7 +74,7 @@ class Engine:
         limit = self.job["engine"]["max_model_len"]  # What was asked for: the engine's own may be another.
         cases = []
         for left in task["left"]:
-            (prompt,) = files.prompts(self._stream(task), 1, limit - left)
+            (prompt,) = files.prompts(self._stream(task), 1, max(1, limit - left))
             try:
                 (output,) = self._generate([prompt], {"new_tokens": left + task["beyond"]})
             except Exception as refused:  # Its class differs between releases.

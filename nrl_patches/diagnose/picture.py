@@ -37,12 +37,13 @@ def draw(rows: Sequence[Agreement], threshold: float, file: Path) -> bool:
     figure = Figure(figsize=(9, 1 + 2.4 * len(lengths)), layout="constrained")
     panels = figure.subplots(len(lengths), 1, squeeze=False)[:, 0]
     for panel, length in zip(panels, lengths, strict=True):
-        for state, color in zip(states, _COLORS * len(states), strict=False):
+        for number, (state, color) in enumerate(zip(states, _COLORS * len(states), strict=False)):
             name = f"patches {state}"
+            style = "--" if number else "-"  # Lines that coincide are to be seen.
             for row in (row for row in measured if (row.row.length, row.state) == (length, state)):
                 places = [at for at, _ in row.positions]
                 errors = [math.nan if error is None else max(error - 1, _LEAST) for _, error in row.positions]
-                panel.plot(places, errors, color=color, linewidth=0.9, alpha=0.6, label=name)
+                panel.plot(places, errors, color=color, linestyle=style, linewidth=0.9, alpha=0.7, label=name)
                 lost = [at for at, error in row.positions if error is None]
                 panel.plot(lost, [1.0] * len(lost), "x", color=color)
                 name = "_"  # One entry of the legend for all rows.

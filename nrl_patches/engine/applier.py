@@ -12,7 +12,7 @@ from nrl_patches.declaration import Patch
 from nrl_patches.engine import registry as registries
 from nrl_patches.engine.decision import decide
 from nrl_patches.engine.import_hooks import call_when_executed, edit_when_executed, withdraw
-from nrl_patches.engine.log import emit
+from nrl_patches.engine.log import tell
 from nrl_patches.engine.module_bodies import rewrite
 from nrl_patches.engine.module_state import is_executing, is_lazy
 from nrl_patches.engine.outcome import DECIDED, Outcome, give_up, settle
@@ -111,7 +111,7 @@ class Applier:
             if self.settings.strict:
                 raise outcome.error
         if outcome.text:
-            emit(outcome.level, outcome.text)
+            tell(outcome.level, outcome.text)
 
     def _catch_up(self) -> None:
         for patch_id, name in tuple(self._awaited):

@@ -8,12 +8,12 @@ from contextlib import suppress
 
 from nrl_patches.errors import Problem
 
-__all__ = ["emit"]
+__all__ = ["tell"]
 
 logger = logging.getLogger("nrl_patches")
 
 
-def emit(level: int, message: Problem | str) -> None:
+def tell(level: int, message: Problem | str) -> None:
     """Log a message; print a warning to stderr if no handler would emit it. Never raises.
 
     ``logging.config.dictConfig`` disables every logger that it does not name, including this one, unless

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from nrl_patches.engine.registry import Registry
 from nrl_patches.errors import Problem
-from nrl_patches.hosts.entry import OFF, ON
+from nrl_patches.hosts.door import OFF, ON
 
 __all__ = ["VARIABLES", "Settings"]
 

@@ -1,6 +1,6 @@
 """Ray: the setup hook of a job's workers, put there by ``nrl_patches.ray.runtime_env``."""
 
-from . import entry
+from . import door
 
 __all__ = ["HOOK_OF_THE_JOB", "worker"]
 
@@ -17,7 +17,7 @@ def worker() -> None:
     import os  # noqa: PLC0415 - see the package's docstring
     from importlib import import_module  # noqa: PLC0415
 
-    entry.load("ray")
+    door.load("ray")
     module, _, function = os.environ.get(HOOK_OF_THE_JOB, "").rpartition(".")
     if module:
         getattr(import_module(module), function)()

@@ -1,6 +1,6 @@
 """vLLM: entry point group ``vllm.general_plugins``, called in each process of an engine."""
 
-from . import entry
+from . import door
 
 __all__ = ["plugin"]
 
@@ -11,4 +11,4 @@ def plugin() -> None:
     Raises:
         Exception: Under strict mode only, whatever is wrong.
     """
-    entry.load("plugin")
+    door.load("plugin")

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import PurePath
 
 from nrl_patches.engine.activation import Activation
-from nrl_patches.engine.log import emit
+from nrl_patches.engine.log import tell
 from nrl_patches.engine.settings import VARIABLES
 from nrl_patches.engine.slots import PROCESS_LOCK
 from nrl_patches.engine.status import State, Status
@@ -33,7 +33,7 @@ def attach(activation: Activation, version: str, *, replaced: bool = False) -> N
         return
     notes = [*_explain_parent(version), *([_explain_upgrade(version)] if replaced else [])]
     for note in notes:
-        emit(logging.WARNING, note)
+        tell(logging.WARNING, note)
     record = ProcessRecord()
     seen: dict[str, tuple[Status, Status]] = {}  # What was remembered of a patch, and was found to be otherwise.
 

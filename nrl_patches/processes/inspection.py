@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from nrl_patches.engine.status import TROUBLE
-from nrl_patches.hosts.entry import OFF, RECORD
+from nrl_patches.hosts.door import OFF, RECORD
 from nrl_patches.processes.autowrapt import GROUP, VARIABLE
 
 __all__ = ["Running", "descendants", "is_in_trouble", "look_into", "printable"]

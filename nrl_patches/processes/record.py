@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from contextlib import suppress
 from typing import Any
 
-from nrl_patches.hosts.entry import write_record
+from nrl_patches.hosts.door import write_record
 
 __all__ = ["ProcessRecord"]
 

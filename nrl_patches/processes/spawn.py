@@ -19,7 +19,7 @@ from collections.abc import Callable, Mapping
 from importlib import resources
 from typing import Any, NamedTuple
 
-from nrl_patches.engine.log import emit
+from nrl_patches.engine.log import tell
 from nrl_patches.engine.module_state import process_module
 from nrl_patches.errors import FailedError, Problem
 
@@ -46,7 +46,7 @@ except Exception as error:
         raise
     report("multiprocessing", error, expected, next_step)
 """
-"""What a child executes after the text of ``hosts/entry.py``: this package may be missing there.
+"""What a child executes after the text of ``hosts/door.py``: this package may be missing there.
 
 The path is the one that ``multiprocessing.spawn.prepare`` gives the child a moment later. The environment is set again
 because a fork server passes on the one that it was started with, and what is undone in the parent is undone here even
@@ -98,7 +98,7 @@ class _ActivationPayload:
 
 
 def activation_path() -> str:
-    """Return the word for how nrl_patches came into this process first; see ``hosts/entry.py``."""
+    """Return the word for how nrl_patches came into this process first; see ``hosts/door.py``."""
     path: str = vars(process_module()).setdefault("path", "import")
     return path
 
@@ -121,7 +121,7 @@ def carry(carried: Carried) -> None:
 @functools.cache
 def child_bootstrap() -> str:
     """Return the text that a child executes."""
-    return resources.files("nrl_patches.hosts").joinpath("entry.py").read_text(encoding="utf-8") + _CHILD_BOOTSTRAP
+    return resources.files("nrl_patches.hosts").joinpath("door.py").read_text(encoding="utf-8") + _CHILD_BOOTSTRAP
 
 
 def pack(data: dict[str, Any]) -> None:
@@ -157,4 +157,4 @@ def report_unreachable() -> None:
     )
     if any(carried.strict for carried in _carried):
         raise FailedError(problem)
-    emit(logging.WARNING, problem)
+    tell(logging.WARNING, problem)

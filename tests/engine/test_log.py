@@ -7,7 +7,7 @@ import logging
 import pytest
 from package_copy import Copy
 
-from nrl_patches.engine.log import emit
+from nrl_patches.engine.log import tell
 
 MESSAGE = "drifted: some.patch: expected this; found that; next step: do so"
 
@@ -88,8 +88,8 @@ def test_a_warning_is_read_once(loggers, monkeypatch, set_up):
     stderr = io.StringIO()
     with contextlib.redirect_stderr(stderr):
         set_up(*loggers)
-        emit(logging.WARNING, MESSAGE)
-        emit(logging.INFO, "applied some.patch")
+        tell(logging.WARNING, MESSAGE)
+        tell(logging.INFO, "applied some.patch")
     assert stderr.getvalue().count(MESSAGE) == 1
     assert "applied" not in stderr.getvalue()
 
@@ -97,7 +97,7 @@ def test_a_warning_is_read_once(loggers, monkeypatch, set_up):
 def test_who_raises_the_level_of_our_own_logger_means_it(loggers, capsys):
     ours, _ = loggers
     ours.setLevel(logging.ERROR)
-    emit(logging.WARNING, MESSAGE)
+    tell(logging.WARNING, MESSAGE)
     assert capsys.readouterr().err == ""
 
 
@@ -108,10 +108,10 @@ def test_without_a_place_to_write_to_it_neither_raises_nor_writes_elsewhere(logg
     closed = io.StringIO()
     closed.close()
     with contextlib.redirect_stderr(closed if stderr else None):
-        emit(logging.WARNING, MESSAGE)
+        tell(logging.WARNING, MESSAGE)
     said = capsys.readouterr()
     assert (said.out, said.err) == ("", "")
-    emit(logging.WARNING, MESSAGE)
+    tell(logging.WARNING, MESSAGE)
     assert capsys.readouterr().err == f"nrl_patches: {MESSAGE}\n"
 
 

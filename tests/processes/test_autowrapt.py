@@ -205,7 +205,7 @@ def test_an_environment_without_autowrapt_is_fine_where_nothing_is_to_be_patched
 
 
 def test_a_failing_import_fails_the_target_under_strict_only(covered):
-    program = f"from nrl_patches_hosts import entry\n{COUNT}\nprint(entry.failure.splitlines()[-1])"
+    program = f"from nrl_patches_hosts import door\n{COUNT}\nprint(door.failure.splitlines()[-1])"
     script = covered.write("program.py", program)
     environ = covered.environ(AUTOWRAPT_BOOTSTRAP=GROUP)  # As `run` leaves it; it could not be imported itself.
     covered.write("nrl_patches/errors.py", "raise KeyError('half an upgrade')")

@@ -166,10 +166,10 @@ def other(request):
 
 
 ENTRY = """
-from nrl_patches_hosts import entry, ray, startup, vllm
+from nrl_patches_hosts import door, ray, startup, vllm
 from standin.core import count
 {call}
-print(count(), bool(entry.failure))
+print(count(), bool(door.failure))
 """
 
 

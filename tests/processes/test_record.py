@@ -14,7 +14,7 @@ import pytest
 from package_copy import Copy
 
 from nrl_patches import __version__
-from nrl_patches.hosts.entry import RECORD
+from nrl_patches.hosts.door import RECORD
 from nrl_patches.processes.inspection import Running, _content_of, _has_mapped, descendants, look_into
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "memfd_create"), reason="no files in memory on this system")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from .. import entry  # noqa: TID252 - the package has two names
+from .. import door  # noqa: TID252 - the package has two names
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -21,4 +21,4 @@ def startup(_module: ModuleType) -> None:
     Raises:
         Exception: Under strict mode only, whatever is wrong; the package's import fails then.
     """
-    entry.load("startup")
+    door.load("startup")

@@ -12,9 +12,9 @@ import logging
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches.engine.log import emit
+from nrl_patches.engine.log import tell
 from nrl_patches.errors import FailedError, Problem
-from nrl_patches.hosts.entry import is_strict
+from nrl_patches.hosts.door import is_strict
 
 if TYPE_CHECKING:
     import torch
@@ -81,7 +81,7 @@ class CarriedGradients(dict[tuple[Any, int], Any]):
             )
             if may_raise and is_strict():
                 raise FailedError(str(problem))
-            emit(logging.WARNING, problem)
+            tell(logging.WARNING, problem)
 
     def __del__(self) -> None:
         """Report what was lost in backward passes that began elsewhere."""

@@ -49,7 +49,7 @@ def look():
         status = str(activated.status()[PATCH]) if activated else "nrl_patches is not imported"
     except ImportError as error:  # The worker has the package, and not what its engine needs.
         status = f"cannot be loaded: {error}"
-    failure = getattr(sys.modules.get("nrl_patches_hosts.entry"), "failure", None)
+    failure = getattr(sys.modules.get("nrl_patches_hosts.door"), "failure", None)
     return {"status": status, "mine": os.environ.get("MINE"), "failure": failure}
 
 

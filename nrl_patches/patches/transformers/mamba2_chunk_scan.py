@@ -4,9 +4,9 @@ Problem: `torch_forward` (models/zamba2/modeling_zamba2.py, models/nemotron_h/mo
     chunks of `chunk_size` tokens. To find the state in front of each it sums over the chunks that a state reaches
     instead of over those that it comes from. A chunk sees the one before it, scaled by how fast the chunks behind it
     decay, and none further back; a cache gets the state of the last chunk alone.
-Hit by: rows longer than `chunk_size` (by default 256 in Zamba2, 128 in Nemotron-H) on the CPU, on GPUs without mamba-ssm and
-    causal-conv1d, and, in transformers 5, under `torch.compile` with them too. Wrong logits and gradients that also
-    depend on later tokens, and generation from a wrong state; no error.
+Hit by: rows longer than `chunk_size` (by default 256 in Zamba2, 128 in Nemotron-H) on the CPU, on GPUs without
+    mamba-ssm and causal-conv1d, and, in transformers 5, under `torch.compile` with them too. Wrong logits and gradients
+    that also depend on later tokens, and generation from a wrong state; no error.
 Fix: the sum is over the chunks that a state comes from, as in Mamba-2, Bamba, Falcon-H1 and Granite 4.
 Remove when: no supported release is older than transformers 5.15.0, whose models share one scan, which is right.
 """

@@ -126,6 +126,8 @@ LOADING = without(
 )
 ENGINE = without("an engine of vLLM trains nothing and compiles after the weights are there", *RULE[1:17])
 
+INDUCTOR = without("it compiles the graph of aot_eager, and takes minutes for a scan", "compile, backend inductor")
+
 ACCUMULATION = {
     "call by position and by keyword": "* Trainer",
     "eager": "* Trainer, reported loss",
@@ -432,6 +434,28 @@ SUBJECTS = (
         leaves_out=LOADING
         | without("from_pretrained loads before it is sharded", "FSDP2")
         | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
+    ),
+    Subject(
+        "Mamba-2 by chunks in transformers",
+        patches=("transformers.mamba2_chunk_scan",),
+        module="chunk_scan",
+        environments={
+            "transformers==4.49.0": {"families": ("Zamba2",), "whole": False, "packs": False},
+            "transformers==5.3.0": {"families": ("NemotronH", "Zamba2"), "whole": False},
+            "transformers==5.14.1": {"families": ("NemotronH", "Zamba2"), "parts": True, "packs": False},
+        },
+        fixed="transformers==5.15.0",
+        covers={way: pattern for way, pattern in KV_SHARING.items() if way not in INDUCTOR}
+        | {
+            "eager": "*, eager",
+            "no checkpointing": "checkpointing none",
+            "compile, backend eager": "compile eager *",
+            "compile, backend aot_eager": "compile aot_eager *",
+            "compile, fullgraph": "compile aot_eager fullgraph",
+        },
+        leaves_out=INDUCTOR,
+        # Before 4.52.0 a row and a single token do not give a head the same group, whatever the size of a chunk.
+        open={"transformers==4.49.0": "Zamba2, generated *"},
     ),
     Subject(
         "Mamba-2 by kernels in transformers",

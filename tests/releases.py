@@ -76,6 +76,7 @@ ENVIRONMENTS = (
     "vllm==0.6.3",
     "vllm==0.9.0.1",
     "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
+    "vllm==0.10.0",  # the first with Voxtral
     "vllm==0.10.1",  # the first whose GLM-4.5 knows types, and with Step3
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
     "vllm==0.11.1",  # the first that shares a target's head with a draft
@@ -92,6 +93,8 @@ ENVIRONMENTS = (
     "vllm==0.28.0",
     "vllm==0.29.0",  # the last that allows openai 2.24
     "vllm==0.30.0",
+    "vllm==0.31.0",
+    "vllm==0.32.0",  # the first whose Nemotron VL has the projector's layer norm
     "vllm==0.33.0",
 )
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""

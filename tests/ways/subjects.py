@@ -660,6 +660,24 @@ SUBJECTS = (
         leaves_out=ENGINE | without("in every form by structure.py", "call"),
     ),
     Subject(
+        "Nemotron VL in vLLM",
+        patches=("vllm.nemotron_vl_*",),
+        module="vllm_nemotron_vl",
+        environments={f"vllm=={v}": {} for v in ("0.11.0", "0.31.0")},
+        covers={"deepcopy": "deepcopy", "subclass": "a subclass of the model"},
+        leaves_out=ENGINE
+        | without("in every form by structure.py", "call")
+        | without("the probe's parts of it are functions, and no process is sent a model", "pickle"),
+    ),
+    Subject(
+        "Voxtral in vLLM",
+        patches=("vllm.voxtral_*",),
+        module="vllm_voxtral",
+        environments={f"vllm=={v}": {} for v in ("0.10.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle", "subclass": "a subclass of the model"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call"),
+    ),
+    Subject(
         "ports in vLLM",
         patches=("vllm.shm_broadcast_*", "vllm.ray_executor_*"),
         module="vllm_ports",

@@ -21,6 +21,7 @@ import contextlib
 import ctypes
 import functools
 import gc
+import getpass
 import importlib
 import json
 import os
@@ -71,7 +72,8 @@ def forked(function, *args):
         pid = os.fork()
         if pid == 0:
             code = 1
-            tempfile.tempdir = folder  # What a way leaves behind goes with it.
+            tempfile.tempdir = folder  # What a way leaves behind goes with it, but for the headers of Inductor.
+            Path(folder, f"torchinductor_{getpass.getuser()}").symlink_to(os.environ["TORCHINDUCTOR_CACHE_DIR"])
             try:
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
                 file.write_text(json.dumps(function(*args)), encoding="utf-8")

@@ -4,11 +4,11 @@
 the installed release has the defect. ``nrl-patches docs`` has the documentation: how to query what was applied, how to
 switch patches off.
 
-The import itself loads next to nothing, see :mod:`nrl_patches.front_door`; the names below are looked up when they are
+The import itself loads next to nothing, see :mod:`nrl_patches.bootstrap`; the names below are looked up when they are
 first used.
 """
 
-from nrl_patches import front_door
+from nrl_patches import bootstrap
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     )
     from nrl_patches.guards import mismatch
 
-    _activation: Activation = front_door.activation()
+    _activation: Activation = bootstrap.activation()
     apply = _activation.apply
     register = _activation.register
     status = _activation.status
@@ -77,9 +77,9 @@ def __getattr__(name: str) -> object:
     """Look up a public name when it is first used."""
     value: object
     if name == "_activation":
-        value = front_door.activation()
+        value = bootstrap.activation()
     elif name in {"apply", "register", "status", "undo"}:
-        value = getattr(front_door.activation(), name)
+        value = getattr(bootstrap.activation(), name)
     elif name in __all__:
         from importlib import import_module  # noqa: PLC0415 - see the module docstring
 
@@ -94,6 +94,6 @@ def __dir__() -> list[str]:
     return sorted({*globals(), *__all__})
 
 
-activated_by = front_door.enter(__version__)
+activated_by = bootstrap.enter(__version__)
 """How the patches came into this process, or into the one it was forked from: ``import``, ``plugin`` (of vLLM),
 ``ray``, ``startup`` (``nrl-patches run``) or ``multiprocessing``."""

@@ -21,6 +21,7 @@ SLOW = {
     "test_update.py": "processes",
     "test_lowest_dependencies.py": "processes",
     "test_forks.py": "processes",
+    "test_both_sides.py": "releases",
 }
 """The marker of what lies there, by a part of the path; everything else is ``fast``."""
 

@@ -76,18 +76,25 @@ ENVIRONMENTS = (
     "vllm==0.6.3",
     "vllm==0.9.0.1",
     "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
-    "vllm==0.10.2",
+    "vllm==0.10.0",  # the first with Voxtral
+    "vllm==0.10.1",  # the first whose GLM-4.5 knows types, and with Step3
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
     "vllm==0.11.1",  # the first that shares a target's head with a draft
     "vllm==0.16.0",  # the first that reloads layerwise
     "vllm==0.20.0",  # the first with the newer Ray executor
+    "vllm==0.20.2",
+    "vllm==0.21.0",  # the first whose GLM-4.5 keeps blanks, and with Poolside
     "vllm==0.23.0",
     "vllm==0.24.0",  # the first that counts no more than a parameter has
     "vllm==0.25.0",  # the first that imports what openai 2.24 has not
+    "vllm==0.25.1",
+    "vllm==0.26.0",  # the first whose Qwen3-Coder and MiniMax M2 keep blanks
     "vllm==0.27.1",  # the last whose executor takes the port that it promised
     "vllm==0.28.0",
     "vllm==0.29.0",  # the last that allows openai 2.24
     "vllm==0.30.0",
+    "vllm==0.31.0",
+    "vllm==0.32.0",  # the first whose Nemotron VL has the projector's layer norm
     "vllm==0.33.0",
 )
 """Both ends of every declared range and the first release after it; ``test_declarations.py`` holds them to that."""

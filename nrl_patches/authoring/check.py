@@ -18,7 +18,8 @@ from nrl_patches.engine.decision import decide
 from nrl_patches.engine.rewriting import Rewrite
 from nrl_patches.engine.targets import locate, mark_of
 from nrl_patches.processes.launch import describe_end, run_code
-from nrl_patches.tripwires.run import TIMEOUT, Side, missing_for, run_side
+from nrl_patches.tripwires.run import missing_for
+from nrl_patches.tripwires.sides import TIMEOUT, Side, run_side
 
 __all__ = ["Step", "check_patch", "permutations"]
 

@@ -21,7 +21,8 @@ from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide
 from nrl_patches.engine.distributions import find_installed
 from nrl_patches.errors import Problem
-from nrl_patches.tripwires.run import Side, missing_for, run_side
+from nrl_patches.tripwires.run import missing_for
+from nrl_patches.tripwires.sides import Side, run_side
 
 __all__ = ["demo"]
 

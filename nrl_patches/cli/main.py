@@ -19,6 +19,7 @@ _MODULES = {
     "check": "new",
     "completion": "completion",
     "demo": "demo",
+    "diagnose": "diagnose",
     "docs": "docs",
     "doctor": "doctor",
     "explain": "explain",

@@ -19,6 +19,7 @@ from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.registry import load_defects
 from nrl_patches.errors import Problem
 from nrl_patches.matrix.compare import judge
+from nrl_patches.matrix.disk import disk_usage
 from nrl_patches.matrix.evidence import Measurement, write_whole
 from nrl_patches.matrix.index import IndexProblem
 from nrl_patches.matrix.plan import Selection, Task, axis
@@ -27,7 +28,7 @@ from nrl_patches.matrix.report.panels import panels
 from nrl_patches.matrix.report.picture import draw, to_png, to_svg
 from nrl_patches.matrix.report.ranges import axes, to_ranges_svg
 from nrl_patches.matrix.runner import jobs_here
-from nrl_patches.matrix.session import Again, NotOursError, Workshop, disk_usage
+from nrl_patches.matrix.session import Again, NotOursError, Workshop
 from nrl_patches.matrix.update import checkout, write_evidence, write_ranges, write_tables
 
 __all__ = ["matrix"]

@@ -10,7 +10,7 @@ from nrl_patches.authoring.check import check_patch
 from nrl_patches.authoring.new import plan, write
 from nrl_patches.cli.ids import PATCH_ID
 from nrl_patches.cli.options import SECONDS, in_color
-from nrl_patches.tripwires.run import TIMEOUT
+from nrl_patches.tripwires.sides import TIMEOUT
 
 __all__ = ["check", "new"]
 

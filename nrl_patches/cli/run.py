@@ -11,7 +11,7 @@ from pathlib import Path
 
 import click
 
-from nrl_patches.front_door import activation
+from nrl_patches.bootstrap import activation
 from nrl_patches.processes.autowrapt import beginning_of, covering, interpreter_of, missing_in
 
 __all__ = ["run"]

@@ -13,7 +13,8 @@ from nrl_patches.cli.options import NO_VERDICT, SECONDS, check_places, drawn, on
 from nrl_patches.defect import Defect
 from nrl_patches.engine.activation import default_activation
 from nrl_patches.tripwires.reports import FORMATS, as_tables, failing
-from nrl_patches.tripwires.run import PASSING, TIMEOUT, Tripwire, Verdict, run_tripwires
+from nrl_patches.tripwires.run import PASSING, Tripwire, Verdict, run_tripwires
+from nrl_patches.tripwires.sides import TIMEOUT
 
 __all__ = ["tripwires"]
 

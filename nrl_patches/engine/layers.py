@@ -129,9 +129,11 @@ class Slot:
 
 
 def _count_others(slot: Slot) -> int | None:
-    """Count the references to an original except its owner's and those of the slot itself; None if unknown."""
-    # Without the global interpreter lock, the reference counts of functions are split or deferred.
-    if slot.layers or type(slot.raw) is not FunctionType or not getattr(sys, "_is_gil_enabled", lambda: True)():
+    """Count the references to the present callable except its owner's and those of the slot; None if unknown."""
+    # Without the global interpreter lock, the reference counts of functions are split or deferred. An owner in which
+    # the target was defined again refers to another function.
+    is_counted = getattr(sys, "_is_gil_enabled", lambda: True)()
+    if type(slot.raw) is not FunctionType or slot.intruder is not None or not is_counted:
         return None
 
     class Once:
@@ -141,6 +143,14 @@ def _count_others(slot: Slot) -> int | None:
             """Do nothing."""
 
     once = Slot(Site(Once, "function", vars(Once)["function"], vars(Once)["function"], None))
+    if slot.layers:
+
+        def installed() -> None:
+            pass
+
+        once.function = once.raw = installed
+        Once.function = installed  # type: ignore[method-assign, assignment]
+        del installed
     return _references(slot) - _references(once)
 
 
@@ -152,7 +162,7 @@ def _content(cell: CellType) -> object:
 
 
 def _references(slot: Slot) -> int:
-    return sys.getrefcount(slot.site.function)
+    return sys.getrefcount(slot.function)
 
 
 def _dress(new: Any, old: Callable[..., Any], patch_id: str, *, rewritten: bool) -> FunctionType:

@@ -21,7 +21,7 @@ NEXT_STEP = "reinstall nrl-patches in this environment"
 """How a message begins and ends; both may name the path, the process (``pid``) and its interpreter (``python``)."""
 
 
-def says(variable: str, words: tuple[str, ...]) -> bool:
+def is_set_to(variable: str, words: tuple[str, ...]) -> bool:
     """Whether an environment variable has one of some values, in any case.
 
     Args:
@@ -35,10 +35,10 @@ def says(variable: str, words: tuple[str, ...]) -> bool:
 
 def is_strict() -> bool:
     """Whether problems raise; read here, because nrl_patches may be the very thing that cannot be imported."""
-    return says("NRL_PATCHES_STRICT", ON)
+    return is_set_to("NRL_PATCHES_STRICT", ON)
 
 
-def bring(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bool:
+def load(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bool:
     """Import nrl_patches.
 
     Args:
@@ -53,7 +53,7 @@ def bring(path: str, expected: str = EXPECTED, next_step: str = NEXT_STEP) -> bo
         Exception: What the import raises, under strict mode.
     """
     # Read here already: switched off, even a broken installation does nothing.
-    if says("NRL_PATCHES", OFF):
+    if is_set_to("NRL_PATCHES", OFF):
         return False
     # The note is kept where two copies of nrl_patches meet.
     shared = sys.modules.setdefault("_nrl_patches_process", type(sys)("_nrl_patches_process"))
@@ -73,7 +73,7 @@ def report(path: str, error: Exception, expected: str = EXPECTED, next_step: str
     """Log that this process runs without patches, and record it for ``status --pid``. Acts once.
 
     Args:
-        path: As for :func:`bring`.
+        path: As for :func:`load`.
         error: What was raised.
         expected: How the message begins.
         next_step: How it ends.

@@ -17,7 +17,7 @@ def worker() -> None:
     import os  # noqa: PLC0415 - see the package's docstring
     from importlib import import_module  # noqa: PLC0415
 
-    door.bring("ray")
+    door.load("ray")
     module, _, function = os.environ.get(HOOK_OF_THE_JOB, "").rpartition(".")
     if module:
         getattr(import_module(module), function)()

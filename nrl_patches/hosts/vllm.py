@@ -11,4 +11,4 @@ def plugin() -> None:
     Raises:
         Exception: Under strict mode only, whatever is wrong.
     """
-    door.bring("plugin")
+    door.load("plugin")

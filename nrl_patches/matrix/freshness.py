@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from packaging.version import Version
 
+from nrl_patches.bootstrap import activation
 from nrl_patches.defect import Defect
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
-from nrl_patches.front_door import activation
 from nrl_patches.matrix.evidence import Evidence
 from nrl_patches.matrix.names import parse_environment
 from nrl_patches.processes.doctor import Finding

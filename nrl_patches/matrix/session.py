@@ -7,7 +7,6 @@ import fcntl
 import functools
 import shlex
 import shutil
-import stat
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -22,6 +21,7 @@ from nrl_patches.defect import Defect
 from nrl_patches.engine.decision import places_of
 from nrl_patches.engine.upstream_code import digest
 from nrl_patches.errors import Problem
+from nrl_patches.matrix.disk import disk_usage
 from nrl_patches.matrix.environments import OF_THE_BASE, BuildProblem, base_release, build, declared_requirement
 from nrl_patches.matrix.evidence import COMMITTED, Cell, Evidence, Measurement, write_whole
 from nrl_patches.matrix.fingerprint import fingerprint
@@ -31,7 +31,7 @@ from nrl_patches.matrix.plan import COMPANIONS, Selection, Task, axis, plan
 from nrl_patches.matrix.runner import Bench
 from nrl_patches.tripwires.run import Verdict
 
-__all__ = ["Again", "NotOursError", "Workshop", "disk_usage"]
+__all__ = ["Again", "NotOursError", "Workshop"]
 
 Again = Literal["errors", "all"]
 
@@ -271,27 +271,6 @@ class Workshop:
             p: {**self.evidence.code.get(p, {}), **other.code.get(p, {})} for p in {*self.evidence.code, *other.code}
         }
         self.evidence = Evidence(measurements, releases, code)
-
-
-def disk_usage(folder: Path) -> int:
-    """Return the bytes that are free once a folder is deleted.
-
-    What several names in it share counts once, and what has a name elsewhere as well (an installer's cache, whose files
-    it links) not at all.
-
-    Args:
-        folder: The folder.
-    """
-    sizes: dict[tuple[int, int], int] = {}
-    elsewhere: dict[tuple[int, int], int] = {}
-    for file in folder.rglob("*"):
-        status = file.lstat()
-        inode = status.st_dev, status.st_ino
-        sizes[inode] = status.st_blocks * 512
-        # The links of a folder are the folders in it.
-        names = 1 if stat.S_ISDIR(status.st_mode) else status.st_nlink
-        elsewhere[inode] = elsewhere.get(inode, names) - 1
-    return sum(size for inode, size in sizes.items() if not elsewhere[inode])
 
 
 def _releases(distribution: str) -> list[Release]:

@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 import nrl_patches
+from nrl_patches.bootstrap import activation
 from nrl_patches.engine.status import TROUBLE
-from nrl_patches.front_door import activation
 from nrl_patches.processes.autowrapt import GROUP, NOT_EXECUTED, VARIABLE
 from nrl_patches.processes.inspection import look_into
 

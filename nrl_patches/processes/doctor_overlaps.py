@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from nrl_patches.bootstrap import activation
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide
-from nrl_patches.front_door import activation
 from nrl_patches.processes.doctor import Finding
 
 __all__ = ["check_overlaps"]

@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import nrl_patches
+from nrl_patches.bootstrap import activation
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer
 from nrl_patches.engine.decision import decide
-from nrl_patches.front_door import activation
 from nrl_patches.processes.doctor import TIMEOUT, Finding, judge, lenient
 from nrl_patches.processes.launch import Ended, describe_end, run_code
 

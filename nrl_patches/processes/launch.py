@@ -6,6 +6,7 @@ Used by the command, the tripwires and the matrix; never by ``import nrl_patches
 from __future__ import annotations
 
 import os
+import select
 import signal
 import subprocess
 import sys
@@ -19,7 +20,9 @@ from importlib import resources
 from pathlib import Path
 from typing import IO
 
-__all__ = ["MODULE", "Ended", "describe_end", "ending_all", "run_code", "start_code", "tail"]
+from nrl_patches.processes.lifeline import end_with_the_starter
+
+__all__ = ["MODULE", "Ended", "describe_end", "ending_all", "run_code", "run_in_fork", "start_code", "tail"]
 
 MODULE = "from runpy import run_module; import sys; run_module(sys.argv.pop(1), run_name='__main__', alter_sys=True)"
 """Code that runs a module, named by its first argument, as ``-m`` does."""
@@ -85,6 +88,49 @@ def run_code(  # noqa: PLR0913 - as subprocess has them
             except subprocess.TimeoutExpired:
                 ended = None
         return Ended(ended, tail(output), tail(errors), time.monotonic() - start)
+
+
+def run_in_fork(function: Callable[[], bytes], timeout: float) -> tuple[Ended, bytes]:
+    """Call a function in a fork of this process and wait for its end; kill it and what it started if that takes long.
+
+    Its output goes where that of this process goes.
+
+    Args:
+        function: What to call; it returns less than a pipe holds, 65,536 bytes.
+        timeout: Seconds that it may take.
+
+    Returns:
+        How the fork ended, and what the function returned; nothing if it raised or was killed.
+    """
+    reading, writing = os.pipe()
+    lifeline, held = os.pipe()
+    start = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        os.close(held)
+        os.setsid()
+        end_with_the_starter(lifeline)
+        code = 1
+        try:
+            os.write(writing, function())
+            code = 0
+        finally:
+            os._exit(code)
+    os.close(lifeline)
+    os.close(writing)
+    # Waiting for the end of the process, not of the pipe: what it started and left behind may hold that open.
+    process = os.pidfd_open(pid)
+    ended, _, _ = select.select([process], [], [], timeout)
+    os.close(process)
+    with suppress(ProcessLookupError):
+        os.killpg(pid, signal.SIGKILL)
+    _, status = os.waitpid(pid, 0)
+    os.close(held)
+    os.set_blocking(reading, False)
+    with os.fdopen(reading, "rb", buffering=0) as answer:
+        told = (answer.read() or b"") if ended else b""
+    seconds = time.monotonic() - start
+    return Ended(os.waitstatus_to_exitcode(status) if ended else None, "", "", seconds), told
 
 
 @contextmanager

@@ -6,7 +6,7 @@ parent pickles and the child unpickles before it imports the main module. multip
 (``set_forkserver_preload`` reaches neither spawned children nor a server that runs already), so one more entry is put
 into that dict, and its unpickling imports nrl_patches. coverage.py reaches its children the same way.
 
-:func:`nrl_patches.front_door.cover` replaces that function.
+:func:`nrl_patches.bootstrap.cover` replaces that function.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from nrl_patches.engine.log import tell
 from nrl_patches.engine.module_state import process_module
 from nrl_patches.errors import FailedError, Problem
 
-__all__ = ["Carried", "activation_path", "carry", "pack", "parent_version", "report_no_door"]
+__all__ = ["Carried", "activation_path", "carry", "pack", "parent_version", "report_unreachable"]
 
 _KEY = "nrl_patches"
 _CHILD_BOOTSTRAP = """
@@ -37,7 +37,7 @@ is_strict = lambda: strict
 shared = vars(sys.modules.setdefault("_nrl_patches_process", type(sys)("_nrl_patches_process")))
 shared.setdefault("parent version", version)
 try:
-    if bring("multiprocessing", expected, next_step):
+    if load("multiprocessing", expected, next_step):
         package = sys.modules["nrl_patches"]
         if (disabled or package.__version__ != version) and hasattr(package._activation, "leave_out"):
             package._activation.leave_out(disabled)
@@ -143,7 +143,7 @@ def pack(data: dict[str, Any]) -> None:
         )
 
 
-def report_no_door() -> None:
+def report_unreachable() -> None:
     """Warn that children cannot be reached in this version of Python.
 
     Raises:

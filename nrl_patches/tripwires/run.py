@@ -6,39 +6,24 @@ Used by the command, the pytest plugin and CI; never by ``import nrl_patches``.
 from __future__ import annotations
 
 import enum
-import json
-import os
 import sys
-import tempfile
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from nrl_patches.contributed import VARIABLE
 from nrl_patches.defect import Defect
-from nrl_patches.engine.activation import default_activation
 from nrl_patches.engine.affected import Answer, Decision
 from nrl_patches.engine.decision import decide, is_recognised
 from nrl_patches.engine.distributions import find_installed
-from nrl_patches.processes.launch import describe_end, run_code
+from nrl_patches.tripwires.sides import TIMEOUT, Side, run_side
 
 __all__ = [
     "PASSING",
-    "TIMEOUT",
-    "Side",
     "Tripwire",
     "Verdict",
     "missing_for",
-    "run_side",
     "run_tripwire",
     "run_tripwires",
 ]
-
-TIMEOUT = 60.0
-"""Seconds that one side may take by default, the import of the upstream packages included."""
-
-_TAIL = 2000
-_LONGEST = 2**20  # Bytes of an answer.
-_COMMAND = "from nrl_patches.cli.main import main; main(prog_name='nrl-patches')"
 
 
 class Verdict(str, enum.Enum):
@@ -57,27 +42,6 @@ class Verdict(str, enum.Enum):
 
 
 PASSING = frozenset({Verdict.NEEDED, Verdict.KNOWN, Verdict.NOT_AFFECTED, Verdict.NOT_INSTALLED})
-
-
-@dataclass(frozen=True)
-class Side:
-    """What one process saw.
-
-    Attributes:
-        present: Whether the defect was there; None if the probe did not get that far.
-        evidence: What the probe measured.
-        status: The status word of the patch in that process.
-        seconds: How long the process took.
-        error: What went wrong, with the end of the process's output; empty if nothing did.
-        reason: The sentence behind the status word.
-    """
-
-    present: bool | None
-    evidence: Mapping[str, float | str | bool] = field(default_factory=dict)
-    status: str = ""
-    seconds: float = 0.0
-    error: str = ""
-    reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -181,46 +145,6 @@ def run_tripwires(
         outcomes.append(run_tripwire(patch, timeout=timeout))
         done(outcomes[-1])
     return outcomes
-
-
-def run_side(patch_id: str, *, patched: bool, forced: bool = False, timeout: float = TIMEOUT) -> Side:
-    """Run the probe of a patch in a process of its own, with this patch alone or with none.
-
-    A process that hangs, crashes or exits early has no opinion; the side then says what happened.
-
-    Args:
-        patch_id: The patch.
-        patched: Whether the patch is applied in that process.
-        forced: Whether it is applied whatever the versions say.
-        timeout: Seconds that the process may take before it is killed.
-
-    Returns:
-        What the probe saw; ``present`` is None where it gave no answer, and ``error`` says why.
-    """
-    opt_outs = {patch.opt_out for patch in default_activation().registry}
-    environ = {
-        name: value
-        for name, value in os.environ.items()
-        if name == VARIABLE or not (name.startswith(("NRL_PATCHES", "NRL_DISABLE_")) or name in opt_outs)
-    }
-    environ |= {"NRL_PATCHES_ONLY": patch_id} if patched else {"NRL_PATCHES": "0"}
-    environ |= {"NRL_PATCHES_FORCE": patch_id} if forced else {}
-    with tempfile.TemporaryFile() as report:
-        fd = report.fileno()
-        ended = run_code(
-            _COMMAND, ["probe", patch_id, "--report-fd", str(fd)], timeout=timeout, environ=environ, pass_fds=[fd]
-        )
-        report.seek(0)
-        answer = report.read(_LONGEST)
-    try:
-        told = json.loads(answer)
-        return Side(
-            told["present"], told["evidence"], told["status"], ended.seconds, reason=str(told.get("reason", ""))
-        )
-    except (LookupError, TypeError, ValueError, RecursionError):
-        how = f"took longer than {timeout:g} s and was killed" if ended.code is None else describe_end(ended.code)
-        said = f"the probe {how}; the end of its output:\n{ended.output[-_TAIL:]}"
-        return Side(None, seconds=ended.seconds, error=said)
 
 
 def _verdict_on(patch: Defect, off: Side, on: Side | None, *, covered: bool) -> tuple[Verdict, str, str]:

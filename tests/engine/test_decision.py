@@ -116,7 +116,7 @@ def test_a_place_that_belongs_to_no_distribution_of_the_patch_is_refused(place):
 
 
 def test_the_committed_code_covers_the_last_measured_release_of_every_open_range():
-    for patch in nrl_patches.front_door.activation().registry:
+    for patch in nrl_patches.bootstrap.activation().registry:
         for name in patch.affected.distributions:
             edge = patch.affected.newest_measured(name)
             if edge is not None:

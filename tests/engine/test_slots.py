@@ -11,7 +11,7 @@ import pytest
 import wrapt
 
 import nrl_patches
-from nrl_patches.engine import layers
+from nrl_patches.engine import layers, slots
 from nrl_patches.engine.targets import locate
 
 SHAPES = """
@@ -346,15 +346,21 @@ def closure_over(found):
     return lambda: found
 
 
-def others(sandbox):
+def others(sandbox, *, installed=False):
     (fix,) = next(iter(sandbox.registry())).fixes
-    return layers._count_others(layers.Slot(locate(sandbox.core(), fix)))
+    slot = slots._slots[fix.target] if installed else layers.Slot(locate(sandbox.core(), fix))
+    return layers._count_others(slot)
 
 
 def test_a_target_that_nobody_else_refers_to_is_known_as_such(counting):
     assert others(counting) == 0
+    activation = counting.activate()
+    assert counting.core().count() == 2
+    assert others(counting, installed=True) == 0
+    activation.undo()
 
 
+@pytest.mark.parametrize("installed", [False, True])
 @pytest.mark.parametrize(
     "hold",
     [
@@ -367,10 +373,14 @@ def test_a_target_that_nobody_else_refers_to_is_known_as_such(counting):
     ],
     ids=["local", "list", "partial", "closure", "alias", "class"],
 )
-def test_whatever_else_refers_to_a_target_is_counted(counting, hold):
-    held = hold(counting.core())
-    assert others(counting) == 1, held
+def test_whatever_else_refers_to_a_target_is_counted(counting, hold, installed):
+    core = counting.core()
+    activation = counting.activate() if installed else None
+    held = hold(core)
+    assert others(counting, installed=installed) == 1, held
     del held
+    if activation:
+        activation.undo()
 
 
 def test_of_a_decorated_method_nothing_is_known(shapes):
@@ -378,17 +388,17 @@ def test_of_a_decorated_method_nothing_is_known(shapes):
     assert others(shapes) is None
 
 
-def test_only_the_first_of_a_targets_layers_may_skip_the_search(counting, monkeypatch):
-    searched = []
-    search = layers.find_holders
-    monkeypatch.setattr(layers, "find_holders", lambda *args, **kwargs: searched.append(1) or search(*args, **kwargs))
-    counting.core()
+@pytest.mark.parametrize("held", [False, True])
+def test_the_heap_is_searched_only_for_what_somebody_holds(counting, passes, held):
+    core = counting.core()
+    holder = [core.count] if held else []
     activation = counting.activate()
-    assert counting.core().count() == 2
-    assert not searched
+    assert core.count() == 2
+    holder = [core.count] if held else []
     with activation.undo():
-        assert counting.core().count() == 1
-    assert searched
+        assert core.count() == 1
+    assert passes[:2] == [held, held], holder
+    activation.undo()
 
 
 @pytest.fixture
@@ -421,7 +431,7 @@ def test_where_the_modules_account_for_every_reference_there_is_no_pass_over_the
     assert passes == [False]
     activation.undo()
     assert (counting.core().count(), by_name.counted()) == (1, 1)
-    assert passes == [False, True]
+    assert passes == [False, False]
 
 
 def test_a_copy_in_a_module_does_not_hide_a_holder_that_no_module_is(counting, by_name, passes):

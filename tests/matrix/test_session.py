@@ -7,9 +7,10 @@ import pytest
 from standins import run
 
 from nrl_patches.matrix import session as workshop
+from nrl_patches.matrix.disk import disk_usage
 from nrl_patches.matrix.evidence import Cell, Evidence, Measurement
 from nrl_patches.matrix.plan import Selection, Task
-from nrl_patches.matrix.session import NotOursError, Workshop, disk_usage
+from nrl_patches.matrix.session import NotOursError, Workshop
 
 VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "nrl-patches": "0.1.0"}
 

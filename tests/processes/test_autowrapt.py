@@ -14,8 +14,8 @@ import pytest
 from releases import results, run_on
 from standins import ROOT
 
+from nrl_patches.bootstrap import packages
 from nrl_patches.engine.registry import load
-from nrl_patches.front_door import packages
 
 GEMMA4 = "transformers.gemma4_kv_sharing_needs_cache"
 GROUP = "nrl_patches.startup"
@@ -368,7 +368,7 @@ def test_the_group_names_the_packages_of_all_targets():
     section = text.partition(f'[project.entry-points."{GROUP}"]\n')[2].partition("\n\n")[0]
     named = {line.partition(" = ")[0] for line in section.splitlines()}
     assert named == {fix.module.partition(".")[0] for patch in load() for fix in patch.fixes}
-    assert named == packages()  # What the front door waits for.
+    assert named == packages()  # What `import nrl_patches` waits for.
     startup = (ROOT / "nrl_patches" / "hosts" / "startup" / "sitecustomize.py").read_text()
     assert f"PACKAGES = {tuple(sorted(named))}".replace("'", '"') in startup
 

@@ -202,7 +202,7 @@ def test_replaced_once_and_again_when_the_module_is_executed_again(copy):
 import multiprocessing.spawn as spawn, importlib
 before = spawn.get_preparation_data
 import nrl_patches
-from nrl_patches.front_door import cover
+from nrl_patches.bootstrap import cover
 ours = spawn.get_preparation_data
 assert ours is not before
 cover(spawn)

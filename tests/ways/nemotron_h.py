@@ -33,14 +33,14 @@ def lost(model):
     return nemotron_h.lost(model, checkpoint("hub")[1]) / len(model.state_dict())
 
 
-def door(name):
+def loader(name):
     import transformers
 
     return getattr(transformers, name)
 
 
 def subclass():
-    return type("MyNemotronH", (door("NemotronHForCausalLM"),), {})
+    return type("MyNemotronH", (loader("NemotronHForCausalLM"),), {})
 
 
 def loaded(layout, kind):
@@ -49,14 +49,14 @@ def loaded(layout, kind):
 
 def told(layout):
     """What users are saved by is the report of missing keys: nothing of a whole checkpoint may be in it."""
-    head = door("NemotronHForCausalLM")
+    head = loader("NemotronHForCausalLM")
     _, info = head.from_pretrained(checkpoint(layout)[0], output_loading_info=True)
     return float(bool(info["missing_keys"] or info["unexpected_keys"]))
 
 
 def dispatched(layout):
     folder, _ = checkpoint(layout)
-    head = door("NemotronHForCausalLM")
+    head = loader("NemotronHForCausalLM")
     return lost(head.from_pretrained(pretrained_model_name_or_path=str(folder), device_map="cpu"))
 
 
@@ -111,15 +111,15 @@ def quietly(way):
 
 def ways():
     """Yield the name of each way and the function that goes it."""
-    head, base = partial(door, "NemotronHForCausalLM"), partial(door, "NemotronHModel")
-    doors = {
+    head, base = partial(loader, "NemotronHForCausalLM"), partial(loader, "NemotronHModel")
+    loaders = {
         "the class with the head": head,
-        "AutoModel": partial(door, "AutoModel"),
-        "AutoModelForCausalLM": partial(door, "AutoModelForCausalLM"),
+        "AutoModel": partial(loader, "AutoModel"),
+        "AutoModelForCausalLM": partial(loader, "AutoModelForCausalLM"),
         "a subclass": subclass,
     }
     for layout in ("hub", "5.3.0", "modules", "5.3.0, by modules"):
-        for name, kind in doors.items():
+        for name, kind in loaders.items():
             yield f"{layout} by {name}", partial(quietly, partial(loaded, layout, kind))
         yield f"{layout}, the report", partial(quietly, partial(told, layout))
         yield f"{layout} by keyword and device_map", partial(quietly, partial(dispatched, layout))

@@ -37,9 +37,9 @@ def subclass(family):
     return type(f"My{kind.__name__}", (kind,), {})
 
 
-def loaded(family, release, door):
+def loaded(family, release, loader):
     folder, _ = checkpoint(family, release)
-    return lost(door(family).from_pretrained(folder), family)
+    return lost(loader(family).from_pretrained(folder), family)
 
 
 def told(family, release):
@@ -92,7 +92,7 @@ def quietly(way):
 
 def ways():
     """Yield the name of each way and the function that goes it."""
-    doors = {
+    loaders = {
         "the class with the head": qwen3_5.head,
         "AutoModel": partial(auto, "AutoModel"),
         "AutoModelForCausalLM": partial(auto, "AutoModelForCausalLM"),
@@ -102,8 +102,8 @@ def ways():
     for family in qwen3_5.FAMILIES:
         for release in ("hub", *qwen3_5.SAVED_BY):
             start = f"{family} of {release}"
-            for name, door in doors.items():
-                yield f"{start} by {name}", partial(quietly, partial(loaded, family, release, door))
+            for name, loader in loaders.items():
+                yield f"{start} by {name}", partial(quietly, partial(loaded, family, release, loader))
             yield f"{start}, the report", partial(quietly, partial(told, family, release))
             again = partial(saved, family, release, qwen3_5.head)
             yield f"{start}, saved", partial(quietly, partial(again, change=same))

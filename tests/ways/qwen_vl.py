@@ -53,9 +53,9 @@ def renamed(kind):
     return type(f"My{kind.__name__}", (kind,), {})
 
 
-def loaded(family, door):
+def loaded(family, loader):
     folder, _ = checkpoint(family)
-    return lost(door(family).from_pretrained(folder), family)
+    return lost(loader(family).from_pretrained(folder), family)
 
 
 def auto(name, _):
@@ -157,10 +157,10 @@ def incomplete(family):
     return out, left_out
 
 
-def untold(family, door):
+def untold(family, loader):
     """What unpatched users are saved by is the list of missing keys: what a checkpoint lacks must still be in it."""
     folder, left_out = incomplete(family)
-    _, told = door(family).from_pretrained(folder, output_loading_info=True)
+    _, told = loader(family).from_pretrained(folder, output_loading_info=True)
     return float(
         {name.removeprefix("model.") for name in told["missing_keys"]} != {n.removeprefix("model.") for n in left_out}
     )
@@ -173,7 +173,7 @@ def quietly(way):
 
 def ways():
     """Yield the name of each way and the function that goes it."""
-    doors = {
+    loaders = {
         "the class with the head": head,
         "the class without a head": base,
         "AutoModel": partial(auto, "AutoModel"),
@@ -182,9 +182,9 @@ def ways():
         "a subclass, without a head": lambda family: renamed(base(family)),
     }
     for family in qwen_vl_rules.HEADS:
-        for name, door in doors.items():
-            yield f"{family} by {name}", partial(quietly, partial(loaded, family, door))
-            yield f"{family} by {name}, of an incomplete checkpoint", partial(quietly, partial(untold, family, door))
+        for name, loader in loaders.items():
+            yield f"{family} by {name}", partial(quietly, partial(loaded, family, loader))
+            yield f"{family} by {name}, of an incomplete checkpoint", partial(quietly, partial(untold, family, loader))
         for name, way in {
             "by keyword and device_map": dispatched,
             "saved by a subclass": subclass_saved,

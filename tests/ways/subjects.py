@@ -126,6 +126,8 @@ LOADING = without(
 )
 ENGINE = without("an engine of vLLM trains nothing and compiles after the weights are there", *RULE[1:17])
 
+INDUCTOR = without("it compiles the graph of aot_eager, and takes minutes for a scan", "compile, backend inductor")
+
 ACCUMULATION = {
     "call by position and by keyword": "* Trainer",
     "eager": "* Trainer, reported loss",
@@ -434,6 +436,28 @@ SUBJECTS = (
         | without("it saves by save_pretrained, which is tried by itself", "Trainer"),
     ),
     Subject(
+        "Mamba-2 by chunks in transformers",
+        patches=("transformers.mamba2_chunk_scan",),
+        module="chunk_scan",
+        environments={
+            "transformers==4.49.0": {"families": ("Zamba2",), "whole": False, "packs": False},
+            "transformers==5.3.0": {"families": ("NemotronH", "Zamba2"), "whole": False},
+            "transformers==5.14.1": {"families": ("NemotronH", "Zamba2"), "parts": True, "packs": False},
+        },
+        fixed="transformers==5.15.0",
+        covers={way: pattern for way, pattern in KV_SHARING.items() if way not in INDUCTOR}
+        | {
+            "eager": "*, eager",
+            "no checkpointing": "checkpointing none",
+            "compile, backend eager": "compile eager *",
+            "compile, backend aot_eager": "compile aot_eager *",
+            "compile, fullgraph": "compile aot_eager fullgraph",
+        },
+        leaves_out=INDUCTOR,
+        # Before 4.52.0 a row and a single token do not give a head the same group, whatever the size of a chunk.
+        open={"transformers==4.49.0": "Zamba2, generated *"},
+    ),
+    Subject(
         "Mamba-2 by kernels in transformers",
         patches=("transformers.*_kernel_dtype",),
         module="mamba2_kernels",
@@ -615,7 +639,7 @@ SUBJECTS = (
         "dummy load in vLLM",
         patches=("vllm.dummy_load_*",),
         module="vllm_dummy_load",
-        environments={f"vllm=={v}": {} for v in ("0.6.3", "0.9.0.1", "0.9.1", "0.10.2", "0.11.0", "0.33.0")},
+        environments={f"vllm=={v}": {} for v in ("0.6.3", "0.9.0.1", "0.9.1", "0.10.1", "0.11.0", "0.33.0")},
         covers={"deepcopy": "deepcopy", "pickle": "pickle"},
         leaves_out=ENGINE | without("in every form, and of the loader, by structure.py", "call", "subclass"),
     ),
@@ -633,6 +657,24 @@ SUBJECTS = (
         module="vllm_radio",
         environments={f"vllm=={v}": {} for v in ("0.11.0", "0.33.0")},
         covers={"deepcopy": "deepcopy", "pickle": "pickle", "subclass": "a subclass of the tower"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call"),
+    ),
+    Subject(
+        "Nemotron VL in vLLM",
+        patches=("vllm.nemotron_vl_*",),
+        module="vllm_nemotron_vl",
+        environments={f"vllm=={v}": {} for v in ("0.11.0", "0.31.0")},
+        covers={"deepcopy": "deepcopy", "subclass": "a subclass of the model"},
+        leaves_out=ENGINE
+        | without("in every form by structure.py", "call")
+        | without("the probe's parts of it are functions, and no process is sent a model", "pickle"),
+    ),
+    Subject(
+        "Voxtral in vLLM",
+        patches=("vllm.voxtral_*",),
+        module="vllm_voxtral",
+        environments={f"vllm=={v}": {} for v in ("0.10.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle", "subclass": "a subclass of the model"},
         leaves_out=ENGINE | without("in every form by structure.py", "call"),
     ),
     Subject(
@@ -684,5 +726,20 @@ SUBJECTS = (
         environments={f"vllm=={v}": {} for v in ("0.27.1", "0.33.0")},
         covers={},
         leaves_out=without("it is the import of a module", *RULE),
+    ),
+    Subject(
+        "arguments of tool calls in vLLM",
+        patches=("vllm.*_tool_arguments*",),
+        module="vllm_tool_arguments",
+        environments={
+            "vllm==0.10.1": {"parsers": "glm45 step3"},
+            "vllm==0.11.1": {"parsers": "glm45 minimax_m2 step3"},
+            "vllm==0.20.2": {"parsers": "glm45 glm47 minimax_m2"},
+            "vllm==0.23.0": {"parsers": "minicpm5 minimax_m2 poolside_v1"},
+            "vllm==0.25.1": {"parsers": "minicpm5 minimax_m2 qwen3_coder qwen3_xml"},
+            "vllm==0.33.0": {"parsers": "minicpm5 step3"},
+        },
+        covers={"call by position and by keyword": "*, whole", "subclass": "*, subclass"},
+        leaves_out=ENGINE | without("a parser is made for each request, in the server's process", "deepcopy", "pickle"),
     ),
 )

@@ -21,4 +21,4 @@ def startup(_module: ModuleType) -> None:
     Raises:
         Exception: Under strict mode only, whatever is wrong; the package's import fails then.
     """
-    door.bring("startup")
+    door.load("startup")

@@ -3,7 +3,7 @@
     python dtype_load.py
 
 Prints for each checkpoint and request the dtype of every parameter, and which values differ from the file's; what
-``dtype_doors.py`` prints; and what comes of naming every argument. Of Automodel only the hard-coded CUDA device is
+``dtype_requests.py`` prints; and what comes of naming every argument. Of Automodel only the hard-coded CUDA device is
 replaced; see ``cpu_for_cuda.py``.
 """
 
@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_for_cuda
-import dtype_doors
+import dtype_requests
 
 import nrl_patches
 from nrl_patches.patches._shared.quiet import quiet
@@ -161,5 +161,5 @@ if __name__ == "__main__":
             report[checkpoint] = {label: loaded(auto_model, folder, tensors, **kw) for label, kw in REQUESTS.items()}
         report["by keyword"] = all_by_keyword(checkpoints["llama bfloat16"][0])
         if report["status"] != "disabled":
-            report["doors"] = dtype_doors.report(auto_model)
+            report["requests"] = dtype_requests.report(auto_model)
     print(json.dumps(report))

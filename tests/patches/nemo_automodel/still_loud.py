@@ -20,7 +20,7 @@ from patches.told import by_side
 
 sys.path.insert(0, str(Path(__file__).parent))
 import cpu_for_cuda
-import dtype_doors
+import dtype_requests
 
 from nrl_patches.patches._shared import qwen_vl_rules
 
@@ -119,7 +119,7 @@ def qwen_cases(made):
 
 def make_llama(made):
     (made / "llama").mkdir()
-    dtype_doors.save_llama(made / "llama")
+    dtype_requests.save_llama(made / "llama")
     for damage in DAMAGES:
         damaged(made / "llama", made / f"llama {damage}", damage, "q_proj")
     return made

@@ -126,22 +126,22 @@ HEARD = {
     "torch_dtype=float32, bfloat16": "bfloat16",
     "torch_dtype=bfloat16, float32": "float32",
 }
-"""What nemo-automodel 0.7.0 makes of each request of dtype_doors.py, on every way."""
+"""What nemo-automodel 0.7.0 makes of each request of dtype_requests.py, on every way."""
 
 
 @functools.cache
 def oldest():
-    return results(run_on("nemo-automodel==0.3.0 & transformers==5.3.0", HERE / "dtype_doors.py"))
+    return results(run_on("nemo-automodel==0.3.0 & transformers==5.3.0", HERE / "dtype_requests.py"))
 
 
-def doors(environment):
-    return load(environment)["doors"] if "0.3.0" not in environment else oldest()
+def requested(environment):
+    return load(environment)["requests"] if "0.3.0" not in environment else oldest()
 
 
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("environment", ["0.3.0", AFFECTED, FIXED])
 def test_a_dtype_by_its_newer_name_is_heeded_as_in_0_7_0(environment, way):
-    found = doors(environment)
+    found = requested(environment)
     assert found["status"] == "applied"
     if environment == "0.3.0" and way == "from_pretrained of Hugging Face":
         # Automodel 0.3.0 itself refuses to load this way under transformers 5.3.0, whatever is asked for.
@@ -153,8 +153,8 @@ def test_a_dtype_by_its_newer_name_is_heeded_as_in_0_7_0(environment, way):
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("environment", ["0.3.0", AFFECTED, FIXED])
 def test_without_the_patch_the_newer_name_is_ignored_or_refused(environment, way):
-    found = doors(environment)["off"][way]
-    assert found["torch_dtype=float32"] == doors(environment)["on"][way]["torch_dtype=float32"]
+    found = requested(environment)["off"][way]
+    assert found["torch_dtype=float32"] == requested(environment)["on"][way]["torch_dtype=float32"]
     if way == "from_pretrained":
         assert found["'float32'"] == "TypeError"
     elif "config" in way or environment == FIXED:  # 0.4.0 is helped by dtype_restore on the remaining way.

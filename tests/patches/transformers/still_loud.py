@@ -22,7 +22,7 @@ from safetensors.torch import load_file, save_file
 from nrl_patches.patches._shared import qwen_vl_rules
 
 HEAD = transformers.Qwen2VLForConditionalGeneration
-DOORS = {"head": HEAD, "subclass": type("Mine", (HEAD,), {}), "base": transformers.AutoModel}
+LOADERS = {"head": HEAD, "subclass": type("Mine", (HEAD,), {}), "base": transformers.AutoModel}
 LAYOUTS = {"hub": qwen_vl_rules.hub_name, "modules": str}
 KINDS = ("names a tensor otherwise", "has a tensor of another shape")
 PARTS = ("visual.blocks.0", "q_proj")
@@ -41,10 +41,10 @@ def old_name(name):
     return PREFIX + qwen_vl_rules.hub_name(name.removeprefix(PREFIX))
 
 
-def loaded(door, folder):
+def loaded(loader, folder):
     """Return what transformers itself says about the keys, under the names of the model with the head."""
-    _, found = DOORS[door].from_pretrained(folder, output_loading_info=True)
-    below = "model." if door == "base" else ""
+    _, found = LOADERS[loader].from_pretrained(folder, output_loading_info=True)
+    below = "model." if loader == "base" else ""
     return {
         kind: sorted(below + (key if isinstance(key, str) else key[0]) for key in found[kind])
         for kind in ("missing_keys", "unexpected_keys", "mismatched_keys")
@@ -97,10 +97,10 @@ def make_adapters(made):
 
 
 def cases(made):
-    for door, layout in itertools.product(DOORS, LAYOUTS):
+    for loader, layout in itertools.product(LOADERS, LAYOUTS):
         for damage, part in itertools.product(KINDS, PARTS):
-            call = partial(loaded, door, made / f"{layout} {damage}, {part}")
-            yield f"{door}: {layout} {damage}, {part}", call
+            call = partial(loaded, loader, made / f"{layout} {damage}, {part}")
+            yield f"{loader}: {layout} {damage}, {part}", call
     adapters = ["adapter new", *(f"adapter {label}" for label in ADAPTERS)]
     adapters += [f"{a} {d}, {p}" for a, d, p in itertools.product(adapters[:2], KINDS, ("qkv", "q_proj"))]
     for adapter in adapters:

@@ -35,7 +35,7 @@ def main(patch_id):
     except nrl_patches.PatchError as error:
         raised = f"{type(error).__name__}: {error}"
     after = states()
-    from nrl_patches.front_door import activation
+    from nrl_patches.bootstrap import activation
 
     present = None if raised else activation().registry.patches[patch_id].observe().present
     print(json.dumps({"before": before, "after": after, "present": present, "raised": raised, "said": kept.lines}))

@@ -1,6 +1,6 @@
 """A dtype asked for by either name, through every way into ``NeMoAutoModelForCausalLM``, with and without the patch.
 
-    python dtype_doors.py
+    python dtype_requests.py
 
 Prints by way and request the dtypes of the parameters, or what was raised. Of Automodel only the hard-coded CUDA device
 is replaced; see ``cpu_for_cuda.py``.

@@ -31,7 +31,7 @@ _VARIABLES = ("NRL_PATCHES", "NRL_DISABLE_")
 _RECORD = '{{"change":1,"pid":{},"version":"{}",{}"activated_by":"{}","waits":"{}","statuses":[],"complete":1}}'
 
 
-class _Door:
+class _State:
     """The state of this module: waiting, until the engine is loaded."""
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class _Door:
         self.observing: set[int] = set()
 
 
-_door = _Door()
+_state = _State()
 
 
 def enter(version: str) -> str:
@@ -64,14 +64,14 @@ def enter(version: str) -> str:
     _leave_current_directory()
     shared = sys.modules.setdefault("_nrl_patches_process", type(sys)("_nrl_patches_process"))
     path: str = vars(shared).setdefault("path", "import")
-    if _door.waiting or _door.activation is not None:  # The package is reloaded.
+    if _state.waiting or _state.activation is not None:  # The package is reloaded.
         return path
-    _door.version, _door.packages, _door.files = version, packages(), _files()
+    _state.version, _state.packages, _state.files = version, packages(), _files()
     asked = any(name.startswith(_VARIABLES) for name in os.environ)
-    if asked or not _door.packages or not _door.packages.isdisjoint(sys.modules):
+    if asked or not _state.packages or not _state.packages.isdisjoint(sys.modules):
         activation()
         return path
-    _door.waiting = True
+    _state.waiting = True
     meta_path.put_first(finder)
     if SPAWN in sys.modules:
         cover(sys.modules[SPAWN])
@@ -86,10 +86,10 @@ def activation() -> "Activation":
     Raises:
         PatchError: Under strict mode, whatever is wrong.
     """
-    found = _door.activation
+    found = _state.activation
     if found is None:
-        with _door.lock:
-            found = _door.activation or _open()
+        with _state.lock:
+            found = _state.activation or _open()
     return found
 
 
@@ -116,12 +116,12 @@ def cover(spawn: "ModuleType") -> None:
         FailedError: Under strict mode, that it is not as it was in all versions of Python up to now.
     """
     original: Callable[[str], dict[str, Any]] | None = getattr(spawn, "get_preparation_data", None)
-    if original is None and _door.activation is None:
+    if original is None and _state.activation is None:
         activation()  # It comes here again.
     elif original is None:
-        from nrl_patches.processes.spawn import report_no_door  # noqa: PLC0415 - see the module docstring
+        from nrl_patches.processes.spawn import report_unreachable  # noqa: PLC0415 - see the module docstring
 
-        report_no_door()
+        report_unreachable()
     elif not hasattr(original, _MARK):
 
         def get_preparation_data(name: str) -> "dict[str, Any]":
@@ -145,7 +145,7 @@ class _Finder:
         """Return what the engine's own finder finds; None for modules that do not concern it."""
         if name == SPAWN:
             return _observed(name, path, target)
-        if name.partition(".")[0] not in _door.packages or not _is_open():
+        if name.partition(".")[0] not in _state.packages or not _is_open():
             return None
         from nrl_patches.engine.import_hooks import find_spec  # noqa: PLC0415
 
@@ -174,9 +174,9 @@ class _Loader:
 def _observed(name: str, path: "Any", target: "ModuleType | None") -> "Any":
     finders: list[Any] = list(sys.meta_path)
     # A finder below that starts over at the top of sys.meta_path, as wrapt's does, meets this one again.
-    if finder not in finders or get_ident() in _door.observing:
+    if finder not in finders or get_ident() in _state.observing:
         return None
-    _door.observing.add(get_ident())
+    _state.observing.add(get_ident())
     try:
         for below in finders[finders.index(finder) + 1 :]:
             spec = below.find_spec(name, path, target) if hasattr(below, "find_spec") else None
@@ -185,7 +185,7 @@ def _observed(name: str, path: "Any", target: "ModuleType | None") -> "Any":
                     spec.loader = _Loader(spec.loader)
                 return spec
     finally:
-        _door.observing.discard(get_ident())
+        _state.observing.discard(get_ident())
     return None
 
 
@@ -210,8 +210,8 @@ def _open() -> "Activation":
 
     found = default_activation()
     found.start()
-    attach(found, _door.version, replaced=_files() != _door.files)
-    _door.activation = found
+    attach(found, _state.version, replaced=_files() != _state.files)
+    _state.activation = found
     stand_in_for(finder)
     _forget_record()
     if found.settings.enabled:
@@ -243,31 +243,31 @@ def _files() -> tuple[int, int] | None:
 
 
 def _write_record() -> None:
-    waits = f"waits for the import of a package with a target: {', '.join(sorted(_door.packages))}"
+    waits = f"waits for the import of a package with a target: {', '.join(sorted(_state.packages))}"
     path = vars(sys.modules["_nrl_patches_process"])["path"]
     try:
         folder = __file__.rpartition(os.sep)[0]
         # A path that needs escaping is left out: importing json takes as long as everything here.
         plain = folder.isascii() and folder.isprintable() and not {'"', "\\"} & {*folder}
         package = f'"package":"{folder}",' if plain else ""
-        text = _RECORD.format(os.getpid(), _door.version, package, path, waits)
-        _door.record = door.write_record(text)
-        _door.identity = os.fstat(_door.record)[1:3]
+        text = _RECORD.format(os.getpid(), _state.version, package, path, waits)
+        _state.record = door.write_record(text)
+        _state.identity = os.fstat(_state.record)[1:3]
     except (OSError, AttributeError, ImportError):  # There are no files in memory here.
-        _door.record = -1
+        _state.record = -1
 
 
 def _forget_record() -> None:
     try:  # Daemons close every file descriptor they find, and the number may have been reused.
-        if _door.record >= 0 and os.fstat(_door.record)[1:3] == _door.identity:
-            os.close(_door.record)
+        if _state.record >= 0 and os.fstat(_state.record)[1:3] == _state.identity:
+            os.close(_state.record)
     except OSError:
         pass
-    _door.record = -1
+    _state.record = -1
 
 
 def _after_fork() -> None:
-    _door.lock = RLock()
-    if _door.activation is None and _door.waiting:
+    _state.lock = RLock()
+    if _state.activation is None and _state.waiting:
         _forget_record()
         _write_record()

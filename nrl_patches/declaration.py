@@ -75,7 +75,7 @@ class Patch(Defect):
 
         return declare
 
-    def rewrite(self, target: str, *edits: Edit | Transform) -> None:
+    def rewrite(self, target: str, *edits: Edit | Transform, only_for_import: bool = False) -> None:
         """Declare that the source of a target is rewritten in memory, where a line in the middle of it is wrong.
 
         Each edit has to match exactly once, which is the guard of the fix; where one does not, the patch has drifted.
@@ -85,6 +85,8 @@ class Patch(Defect):
             target: ``module:qualname`` of a function or method; or ``module``, for statements that are executed when it
                 is imported. Those cannot be undone, and not be applied to a module that was imported before.
             edits: What to change: texts, or functions over the syntax of the target; see :mod:`nrl_patches.edits`.
+            only_for_import: Whether the defect is that the import of the module raises. A module that was imported
+                before needs no edits then, and the patch is ``not-affected`` instead of ``drifted``.
 
         Raises:
             DeclarationError: No edits, one without old lines, or the same as for :meth:`fix`.
@@ -92,7 +94,7 @@ class Patch(Defect):
         self._check_target(target, _REWRITABLE)
         if not edits or any(isinstance(edit, Edit) and not edit.old.strip() for edit in edits):
             raise self.error(f"rewrite: {target!r} has no edits, or one without old lines")
-        build = Rewrite(edits)
+        build = Rewrite(edits, only_for_import=only_for_import)
         self.fixes = (*self.fixes, Fix(target, build, build.mismatch))
 
     def _check_target(self, target: str, form: re.Pattern[str]) -> None:

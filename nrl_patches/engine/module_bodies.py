@@ -14,7 +14,7 @@ from nrl_patches.engine.rewriting import Rewrite, remember
 from nrl_patches.errors import MismatchError
 from nrl_patches.fixes import Fix
 
-__all__ = ["EXECUTED", "BodyEditor", "check_rewritten", "execute", "is_rewritten", "rewrite"]
+__all__ = ["EXECUTED", "BodyEditor", "ImportedError", "check_rewritten", "execute", "is_rewritten", "rewrite"]
 
 BodyEditor = Callable[[ModuleType, "str | None"], "str | None"]
 """Takes a module that is about to be executed and its source, None if it has none; returns the source to execute."""
@@ -22,6 +22,10 @@ BodyEditor = Callable[[ModuleType, "str | None"], "str | None"]
 EXECUTED = "the statements of a module that was executed cannot be undone; a new process has upstream's"
 
 _MARK = "__nrl_patches_rewritten__"
+
+
+class ImportedError(MismatchError):
+    """A module was imported before its rewrite, which nothing but its import needs."""
 
 
 def execute(loader: Any, module: ModuleType, editors: Sequence[BodyEditor]) -> bool:
@@ -93,11 +97,14 @@ def check_rewritten(patch_id: str, fix: Fix) -> None:
         fix: One of its fixes.
 
     Raises:
+        ImportedError: It was not, and needs it no longer.
         MismatchError: It was not.
     """
     if is_rewritten(patch_id, fix):
         return
     if isinstance(fix.build, Rewrite):
+        if fix.build.only_for_import:
+            raise ImportedError(f"the import of {fix.module} to fail", "it was imported without the patch")
         with suppress(OSError):  # Without source, it could not be rewritten either.
             fix.build.text(inspect.getsource(sys.modules[fix.module]))
     raise MismatchError(

@@ -11,7 +11,7 @@ from types import ModuleType
 
 from nrl_patches.declaration import Patch
 from nrl_patches.engine.affected import Answer, Decision
-from nrl_patches.engine.module_bodies import is_rewritten
+from nrl_patches.engine.module_bodies import ImportedError, is_rewritten
 from nrl_patches.engine.slots import slot_of
 from nrl_patches.engine.status import Record, State, Status
 from nrl_patches.engine.transaction import apply_fixes, block, drifted, failed
@@ -64,10 +64,7 @@ def settle(
     try:
         notes = apply_fixes(patch, fixes, module)
     except MismatchError as mismatch:
-        if decision.answer is not Answer.UNDECIDED or forced:
-            return give_up(patch, record, drifted(patch, mismatch, decision))
-        record.state, record.reason = State.NOT_AFFECTED, f"{decision.reason}; the guard decided: {mismatch.found}"
-        return Outcome()
+        return _mismatched(patch, record, mismatch, decision, forced=forced)
     except Exception as error:  # noqa: BLE001 - a fix may raise anything; the host's import must go on
         return give_up(patch, record, failed(patch, error))
     again = all(fix.target in record.done for fix in fixes)
@@ -78,6 +75,18 @@ def settle(
     reason = _why(decision, forced=forced)
     record.state, record.reason, record.traceback = State.APPLIED, reason, ""
     return Outcome(text="" if again else f"applied {patch.id}: {'; '.join((reason, *record.notes))}")
+
+
+def _mismatched(patch: Patch, record: Record, mismatch: MismatchError, decision: Decision, *, forced: bool) -> Outcome:
+    if isinstance(mismatch, ImportedError):
+        if record.state is not State.DRIFTED:  # Else edits did not match, whether or not the import needed them.
+            record.state = State.NOT_AFFECTED
+            record.reason = f"{decision.reason}, but only its import fails: {mismatch}"
+        return Outcome()
+    if decision.answer is not Answer.UNDECIDED or forced:
+        return give_up(patch, record, drifted(patch, mismatch, decision))
+    record.state, record.reason = State.NOT_AFFECTED, f"{decision.reason}; the guard decided: {mismatch.found}"
+    return Outcome()
 
 
 def may_be_imported(name: str) -> bool:

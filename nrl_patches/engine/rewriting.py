@@ -43,10 +43,12 @@ class Rewrite:
 
     Args:
         edits: What to change.
+        only_for_import: Whether a module that was imported without them needs them no longer.
     """
 
-    def __init__(self, edits: Sequence[Edit | Transform]) -> None:
+    def __init__(self, edits: Sequence[Edit | Transform], *, only_for_import: bool = False) -> None:
         self.edits = tuple(edits)
+        self.only_for_import = only_for_import
 
     def __call__(self, function: Callable[..., Any]) -> FunctionType:
         """Build the rewritten function.

@@ -83,6 +83,42 @@ def test_a_module_that_was_imported_before_is_drift(sandbox):
     assert "imported before this package was" in only(activation).reason
 
 
+ONLY_FOR_IMPORT = "only_for_import=True,"
+
+
+@pytest.mark.parametrize("there", [OLD.replace("not_there", "join"), NEW], ids=["upstream's", "rewritten on disk"])
+def test_a_module_that_was_imported_before_needs_no_help_with_its_import(sandbox, caplog, there):
+    sandbox.distribution(core=CORE.replace(OLD, there))
+    patch_file(sandbox, f"{sandbox.name}.core", OLD, NEW, last=ONLY_FOR_IMPORT)
+    sandbox.core()
+    activation = sandbox.activate(NRL_PATCHES_STRICT="1")
+    assert only(activation).state == "not-affected"
+    assert "it was imported without the patch" in only(activation).reason
+    assert not caplog.text
+
+
+def test_its_import_is_helped_and_what_does_not_match_is_told(sandbox, core, caplog):
+    patch_file(sandbox, core, OLD, NEW, last=ONLY_FOR_IMPORT)
+    activation = sandbox.activate()
+    assert importlib.import_module(core).not_there is None
+    assert only(activation).state == "applied"
+    activation.undo()
+    del sys.modules[core]
+    sandbox.distribution(core=CORE.replace("os.path", "os"))
+    with pytest.raises(ImportError):
+        sandbox.activate() and importlib.import_module(core)
+    assert "+from os import not_there" in caplog.text
+
+
+def test_edits_that_do_not_match_stay_drift_when_the_import_goes_well(sandbox, caplog):
+    sandbox.distribution(core=CORE.replace(OLD, "not_there = None"))
+    patch_file(sandbox, f"{sandbox.name}.core", OLD, NEW, last=ONLY_FOR_IMPORT)
+    activation = sandbox.activate()
+    sandbox.core()
+    assert only(activation).state == "drifted"
+    assert "exactly once" in caplog.text
+
+
 def test_undo_says_that_what_was_executed_stays_and_holds_for_the_next_execution(sandbox):
     sandbox.distribution(core=CORE.replace("not_there", "join"))
     patch_file(sandbox, f"{sandbox.name}.core", OLD.replace("not_there", "join"), "join = None")

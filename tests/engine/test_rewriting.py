@@ -377,17 +377,17 @@ def test_compiled_code_traces_the_rewrite(sandbox):
 
 
 REWRITE = """
-patch.rewrite({target!r}, Edit({old!r}, {new!r}))
+patch.rewrite({target!r}, Edit({old!r}, {new!r}), {last})
 """
 
 
-def patch_file(sandbox, target, old, new, file="rewrite"):
-    """Write a patch file whose only fix is a rewrite."""
+def patch_file(sandbox, target, old, new, file="rewrite", last=""):
+    """Write a patch file whose only fix is a rewrite, with these last arguments."""
     sandbox.patch(file, affected=f"{sandbox.name}<2", target=f"{sandbox.name}.core:count")
     written = sandbox.folder / sandbox.patches / f"{file}.py"
     text = written.read_text(encoding="utf-8")
     begin, end = text.index("@patch.fix"), text.index("@patch.probe")
-    text = text[:begin] + REWRITE.format(target=target, old=old, new=new) + "\n\n" + text[end:]
+    text = text[:begin] + REWRITE.format(target=target, old=old, new=new, last=last) + "\n\n" + text[end:]
     sandbox.write(written, text.replace("import Observation, Patch, mismatch", "import Edit, Observation, Patch"))
 
 

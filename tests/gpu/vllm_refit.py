@@ -165,7 +165,8 @@ def generate(engine, family):
         prompts.append({"prompt_token_ids": vllm_models.IMAGE_PROMPTS[family]} | shown)
     sampling = SamplingParams(temperature=0, max_tokens=16, logprobs=5, ignore_eos=True, detokenize=False)
     told = []
-    for request in engine.generate(prompts, sampling, use_tqdm=False):
+    for prompt in prompts:  # One at a time: how a batch is put together depends on time, and rounding on the batch.
+        (request,) = engine.generate([prompt], sampling, use_tqdm=False)
         (output,) = request.outputs
         steps = [{str(token): best.logprob for token, best in step.items()} for step in output.logprobs]
         told.append({"tokens": list(output.token_ids), "logprobs": steps})

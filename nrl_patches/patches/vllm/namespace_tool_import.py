@@ -8,8 +8,9 @@ Fix: where openai has no such class, the name is a class without instances. It i
     client of that age can send such a tool. With openai 2.25 and newer, everything is as it was.
 Remove when: every supported vLLM is 0.30.0 or newer, which requires `openai>=2.25.0`.
 
-The target is a module, so that it must not have been imported before nrl_patches. NeMo RL rewrites the file on disk
-instead (`_patch_vllm_tool_parser_namespace_tool`); where it did, this patch reports `drifted`, and that can go.
+The target is a module, so that it must not have been imported before nrl_patches; where it was, without an error,
+openai is new enough and the patch is `not-affected`. NeMo RL rewrites the file on disk instead
+(`_patch_vllm_tool_parser_namespace_tool`); where it did, this patch reports `drifted`, and that can go.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ patch.rewrite(
                     "No tool of this openai."
         """,
     ),
+    only_for_import=True,
 )
 
 

@@ -703,7 +703,7 @@ SUBJECTS = (
         "the coordinator of data parallel engines in vLLM",
         patches=("vllm.dp_coordinator_*",),
         module="vllm_dp_coordinator",
-        environments={f"vllm=={v}": {} for v in ("0.20.0", "0.33.0")},
+        environments={f"vllm=={v}": {} for v in ("0.19.0", "0.33.0")},
         covers={},
         leaves_out=ENGINE
         | without("in every form by structure.py", "call", "subclass")

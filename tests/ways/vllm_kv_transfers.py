@@ -1,8 +1,10 @@
 """Every way by which a request and the transfers of its KV cache end in vLLM's scheduler; 0 where all is well."""
 
 import asyncio
+import logging
 import pickle
 from functools import partial
+from unittest import mock
 
 from nrl_patches.patches._shared import kv_transfers
 
@@ -54,6 +56,43 @@ def same_name_again():
     return [name.request_id for name in engine.running] != ["a"]
 
 
+def aborted_twice():
+    """A second abort, as of a client that has left and timed out, changes nothing."""
+    from vllm.v1.request import RequestStatus
+
+    engine = kv_transfers.scheduler(saves=True)
+    before = kv_transfers.free_blocks(engine)
+    kv_transfers.abort_while_loading(engine, "a")
+    kv_transfers.report(engine, load=["a"])
+    engine.finish_requests(["a"], RequestStatus.FINISHED_ABORTED)
+    kv_transfers.report(engine, save=["a"])
+    return before - kv_transfers.free_blocks(engine) + len(engine.requests)
+
+
+def is_an_error_while_running(transfer):
+    """A transfer that is reported of a request that runs would free what is in use; returns 0 if it is refused."""
+    from vllm.v1.outputs import KVConnectorOutput
+
+    engine = kv_transfers.scheduler(saves=True)
+    engine.add_request(kv_transfers.request("a"))
+    engine.schedule()
+    kv_transfers.report(engine, load=["a"])
+    engine.schedule()
+    assert [request.request_id for request in engine.running] == ["a"]
+    held = kv_transfers.free_blocks(engine)
+    try:
+        engine._update_from_kv_xfer_finished(KVConnectorOutput(**{transfer: {"a"}}))
+    except AssertionError:
+        return held - kv_transfers.free_blocks(engine)
+    return 1
+
+
+def is_told(*steps):
+    """What nobody awaits is ignored with one warning."""
+    with mock.patch.object(logging.getLogger("nrl_patches"), "warning") as warning:
+        return leaves(steps) + (warning.call_count != 1)
+
+
 def derived(kind):
     """Return a subclass that overrides what is patched, as schedulers of other packages do."""
 
@@ -102,6 +141,11 @@ def ways():
     yield "load, reported twice", partial(leaves, [load, load], saves=False)
     yield "load, then a save that nobody awaits", partial(leaves, [load, save], saves=False)
     yield "save, reported twice", partial(leaves, [load, save, save])
+    yield "save, reported twice, is told", partial(is_told, load, save, save)
+    yield "load, reported twice before the save, is told", partial(is_told, load, load, save)
+    yield "a second abort", aborted_twice
+    yield "a load of a request that runs", partial(is_an_error_while_running, "finished_recving")
+    yield "a save of a request that runs", partial(is_an_error_while_running, "finished_sending")
     yield "other requests go on", others_go_on
     yield "the same id again", same_name_again
     yield "a derived scheduler", partial(leaves, [load, save], of=derived)

@@ -1,17 +1,17 @@
-"""GLM-5 and DeepSeek repeat themselves where one token is decoded under sequence-parallel experts.
+"""The layers of DeepSeek and GLM-5 do not gather a single token that is decoded under sequence-parallel experts.
 
 Problem: between decoder layers `DeepseekV2DecoderLayer.forward` (models/deepseek_v2.py) hands on the rank's share of
     the tokens, and the next layer tells a share from all tokens by their number. Of one token, a share has one row too:
     it is not gathered, and all ranks but the first attend to padding.
 Hit by: decoding with a batch of one token per data parallel rank, with `tensor_parallel_size` and `data_parallel_size`
-    above 1 and `enable_expert_parallel`: DeepSeek-V2 and V3, and GLM-5.1 and 5.2, where upstream and NeMo RL saw it.
-    The first token is right, the log-probabilities of the others collapse.
+    above 1 and `enable_expert_parallel`. Upstream and NeMo RL saw it in GLM-5.1 and 5.2: the first token is right, the
+    log-probabilities of the others collapse. DeepSeek-V2 and V3 have the same layer.
 Advice: without expert parallelism, or with a tensor or data parallel size of 1. NeMo RL rewrites the layer so that GLM
     gathers after each one, as 0.24.0 did.
 Remove when: no supported release tells them apart by their number. 0.33.0 does; vLLM pull request 50155 is not in it.
 
 The probe runs the real layer as the first of two ranks, with the collectives replaced. That the output is garbage is
-upstream's report: it needs four GPUs, and was not measured here. Qwen3-Next had the same (vLLM 50681).
+upstream's report: it needs four GPUs, and was not measured here.
 """
 
 from __future__ import annotations

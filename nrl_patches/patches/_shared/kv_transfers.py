@@ -50,27 +50,17 @@ def settled(scheduler: Any, request_ids: Iterable[str] | None, transfer: str) ->
     """
     for request_id in request_ids or ():
         request = scheduler.requests.get(request_id)
-        if request is None:
+        pending = set() if request is None else vars(request).get(_PENDING, set())
+        if request is None or (pending and transfer not in pending):
             logging.getLogger("nrl_patches").warning(
-                "A KV connector reports the end of a %s for request %s, which vLLM has freed before; it is ignored.",
+                "A KV connector reports the end of a %s for request %s, which does not await it; it is ignored.",
                 transfer,
                 request_id,
             )
             continue
-        pending = vars(request).get(_PENDING, set())
         pending.discard(transfer)
         if not pending:
             yield request_id
-
-
-def _known(function: Callable[..., Any], **values: Any) -> Any:
-    """Call it with those of the values that this release takes."""
-    return function(**_taken(function, values))
-
-
-def _taken(function: Callable[..., Any], values: dict[str, Any]) -> dict[str, Any]:
-    taken = inspect.signature(function).parameters
-    return {name: value for name, value in values.items() if name in taken}
 
 
 def scheduler_class() -> Any:
@@ -89,6 +79,8 @@ def scheduler_class() -> Any:
     if not platforms.current_platform.is_cpu():
         from vllm.platforms.cpu import CpuPlatform
 
+        # There are no kernels beside the source, and 0.17 asks torch for what it no longer has before it looks.
+        CpuPlatform.import_kernels = classmethod(lambda _: None)
         platforms._current_platform = platforms.current_platform = CpuPlatform()
     from vllm.model_executor.models import registry
     from vllm.v1.core.sched.scheduler import Scheduler
@@ -101,23 +93,21 @@ def _connector(*, saves: bool) -> type:
     """Return a connector that loads one block for each request in the background, and may save what has finished."""
     from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorBase_V1, KVConnectorMetadata
 
-    methods: dict[str, Any] = {
-        "get_num_new_matched_tokens": lambda *_: (BLOCK, True),
-        "build_connector_meta": lambda *_: KVConnectorMetadata(),
-        "request_finished": lambda *_: (saves, None),
-    }
-    methods |= {n: lambda *_, **__: None for n in KVConnectorBase_V1.__abstractmethods__ if n not in methods}
+    methods: dict[str, Any] = dict.fromkeys(KVConnectorBase_V1.__abstractmethods__, lambda *_, **__: None)
+    methods["get_num_new_matched_tokens"] = lambda *_: (BLOCK, True)
+    methods["build_connector_meta"] = lambda *_: KVConnectorMetadata()
+    methods["request_finished"] = lambda *_: (saves, None)
     return type("Connector", (KVConnectorBase_V1,), methods)
 
 
 def scheduler(*, saves: bool, of: Callable[[type], type] = lambda kind: kind) -> Any:
-    """Build vLLM's real scheduler, for a tiny model and a connector that moves nothing.
+    """Build vLLM's real scheduler, of 0.16.0 or newer, for a tiny model and a connector that moves nothing.
 
     Args:
         saves: Whether the connector asks to keep the blocks of a finished request until it has saved them.
         of: Makes the class out of vLLM's.
     """
-    kind = scheduler_class()
+    kind = of(scheduler_class())
     import torch
     from transformers import LlamaConfig
     from vllm.config import CacheConfig, DeviceConfig, KVTransferConfig, ModelConfig, SchedulerConfig, VllmConfig
@@ -126,55 +116,23 @@ def scheduler(*, saves: bool, of: Callable[[type], type] = lambda kind: kind) ->
 
     sizes = {"hidden_size": 32, "intermediate_size": 32, "vocab_size": 64, "max_position_embeddings": 128}
     counts = dict.fromkeys(("num_hidden_layers", "num_attention_heads", "num_key_value_heads"), 1)
-    spec = _known(
-        kv.FullAttentionSpec, block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32, use_mla=False
-    )
-    blocks = _known(
-        kv.KVCacheConfig,
-        num_blocks=32,
-        tensors={},
-        kv_cache_tensors=[],
-        kv_cache_groups=[kv.KVCacheGroupSpec(["layer"], spec)],
-    )
+    model = LlamaConfig(**sizes, **counts, architectures=["LlamaForCausalLM"], torch_dtype="float32")
+    spec = kv.FullAttentionSpec(block_size=BLOCK, num_kv_heads=1, head_size=32, dtype=torch.float32)
+    groups = [kv.KVCacheGroupSpec(["layer"], spec)]
+    most = {"max_num_seqs": 4, "max_num_batched_tokens": 64, "max_model_len": 64}
     connector = {"Probe": lambda: _connector(saves=saves)}
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(KVConnectorFactory._registry, connector):
-        LlamaConfig(**sizes, **counts, architectures=["LlamaForCausalLM"], torch_dtype="float32").save_pretrained(
-            folder
-        )
-        asked = {"task": "generate", "tokenizer_mode": "auto", "trust_remote_code": False, "seed": 0}
+        model.save_pretrained(folder)
         config = VllmConfig(
-            model_config=_known(
-                ModelConfig,
-                model=folder,
-                tokenizer=folder,
-                skip_tokenizer_init=True,
-                dtype="float32",
-                max_model_len=64,
-                **asked,
-            ),
-            scheduler_config=_known(
-                SchedulerConfig, max_num_seqs=4, max_num_batched_tokens=64, max_model_len=64, is_encoder_decoder=False
-            ),
-            cache_config=_known(
-                CacheConfig,
-                block_size=BLOCK,
-                gpu_memory_utilization=0.9,
-                swap_space=0,
-                cache_dtype="auto",
-                enable_prefix_caching=False,
-            ),
+            model_config=ModelConfig(model=folder, skip_tokenizer_init=True, dtype="float32", max_model_len=64),
+            scheduler_config=SchedulerConfig(**most, is_encoder_decoder=False),
+            cache_config=CacheConfig(block_size=BLOCK, enable_prefix_caching=False),
             device_config=DeviceConfig(device="cpu"),
             kv_transfer_config=KVTransferConfig(kv_connector="Probe", kv_role="kv_both"),
         )
         config.cache_config.num_gpu_blocks = 32
-        given = {
-            "vllm_config": config,
-            "kv_cache_config": blocks,
-            "structured_output_manager": SimpleNamespace(grammar_bitmask=lambda *_, **__: None),
-            "block_size": BLOCK,
-            "log_stats": False,
-        }
-        return of(kind)(**_taken(kind, given))
+        blocks = kv.KVCacheConfig(num_blocks=32, kv_cache_tensors=[], kv_cache_groups=groups)
+        return kind(config, blocks, structured_output_manager=SimpleNamespace(), block_size=BLOCK)
 
 
 def request(name: str) -> Any:
@@ -186,16 +144,8 @@ def request(name: str) -> Any:
     from vllm import SamplingParams
     from vllm.v1.request import Request
 
-    nothing = dict.fromkeys(("multi_modal_inputs", "multi_modal_hashes", "multi_modal_placeholders", "pooling_params"))
-    return _known(
-        Request,
-        request_id=name,
-        prompt_token_ids=list(range(40)),
-        sampling_params=SamplingParams(max_tokens=4),
-        eos_token_id=1,
-        arrival_time=0.0,
-        **nothing,
-    )
+    older = dict.fromkeys({"eos_token_id"} & inspect.signature(Request).parameters.keys())
+    return Request(name, list(range(40)), SamplingParams(max_tokens=4), None, **older)
 
 
 def report(engine: Any, *, load: Iterable[str] = (), save: Iterable[str] = ()) -> None:
@@ -206,24 +156,10 @@ def report(engine: Any, *, load: Iterable[str] = (), save: Iterable[str] = ()) -
         load: The requests whose load is over.
         save: The requests that are saved.
     """
-    from vllm.v1 import outputs
+    from vllm.v1.outputs import KVConnectorOutput, ModelRunnerOutput
 
-    over: dict[str, Any] = {"finished_recving": set(load), "finished_sending": set(save)}
-    if hasattr(outputs, "KVConnectorOutput"):
-        over = {"kv_connector_output": outputs.KVConnectorOutput(**over)}
-    scheduled = engine.schedule()
-    done = _known(
-        outputs.ModelRunnerOutput,
-        req_ids=[],
-        req_id_to_index={},
-        sampled_token_ids=[],
-        spec_token_ids=None,
-        logprobs=None,
-        prompt_logprobs_dict={},
-        pooler_output=[],
-        **over,
-    )
-    engine.update_from_output(scheduled, done)
+    over = KVConnectorOutput(finished_recving=set(load), finished_sending=set(save))
+    engine.update_from_output(engine.schedule(), ModelRunnerOutput([], {}, kv_connector_output=over))
 
 
 def abort_while_loading(engine: Any, *names: str) -> None:

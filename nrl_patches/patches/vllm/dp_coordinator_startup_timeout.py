@@ -9,6 +9,9 @@ Remove when: the time can be set (vLLM pull request 43611, open) in every suppor
 
 A coordinator that dies is noticed at once, as before; one that hangs is noticed later. Up to 0.18.1 nothing is waited
 for. prime-rl replaces the same method, with 300 s and a variable of its own.
+
+The probe calls the real method, whose process, pipe and clock are replaced: how long it would wait was measured, not
+waited for, and no engine was started.
 """
 
 from __future__ import annotations

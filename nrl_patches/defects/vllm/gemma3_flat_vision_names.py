@@ -7,7 +7,7 @@ Hit by: a refit of Gemma 3 with images, and loading a checkpoint that transforme
 Advice: put the segment back into the names, as NeMo RL's `fix_gemma3_vision_weight_name` does.
 Remove when: vLLM knows both in every supported release. 0.33.0 does not.
 
-Older releases were not measured: the probe cannot build the tower in 0.8.4.
+Older releases give no answer: up to 0.10.2 the tower asks for an attention backend, which needs a platform.
 
 Not a patch, since a refit that fails at once needs one line of the trainer's, which may be there already.
 """
@@ -21,10 +21,10 @@ from nrl_patches.patches._shared import eagle_draft
 
 defect = Defect(
     __name__,
-    affected="vllm>=0.10.2,<=0.33.0",
+    affected="vllm>=0.11.0,<=0.33.0",
     upstream=("https://github.com/NVIDIA-NeMo/RL/pull/2565",),
     advice="Rename vision_tower.* to vision_tower.vision_model.* in what you send or load, as NeMo RL does.",
-    victims={"Gemma 3 with images": "vllm>=0.10.2,<=0.33.0"},
+    victims={"Gemma 3 with images": "vllm>=0.11.0,<=0.33.0"},
 )
 
 _MODULE = "vllm.model_executor.models.gemma3_mm"

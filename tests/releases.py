@@ -81,6 +81,7 @@ ENVIRONMENTS = (
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
     "vllm==0.11.1",  # the first that shares a target's head with a draft
     "vllm==0.16.0",  # the first that reloads layerwise
+    "vllm==0.19.0",  # the first that waits for a coordinator
     "vllm==0.20.0",  # the first with the newer Ray executor
     "vllm==0.20.2",
     "vllm==0.21.0",  # the first whose GLM-4.5 keeps blanks, and with Poolside

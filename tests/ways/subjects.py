@@ -690,6 +690,26 @@ SUBJECTS = (
         | without("a queue is sent as its handle, which is read by another", "deepcopy", "pickle"),
     ),
     Subject(
+        "KV transfers in vLLM",
+        patches=("vllm.kv_transfer_*",),
+        module="vllm_kv_transfers",
+        environments={f"vllm=={v}": {} for v in ("0.16.0", "0.33.0")},
+        covers={"pickle": "the class, pickled", "subclass": "a derived scheduler"},
+        leaves_out=ENGINE
+        | without("in every form by structure.py", "call")
+        | without("a scheduler has sockets and is not copied", "deepcopy"),
+    ),
+    Subject(
+        "the coordinator of data parallel engines in vLLM",
+        patches=("vllm.dp_coordinator_*",),
+        module="vllm_dp_coordinator",
+        environments={f"vllm=={v}": {} for v in ("0.19.0", "0.33.0")},
+        covers={},
+        leaves_out=ENGINE
+        | without("in every form by structure.py", "call", "subclass")
+        | without("it is a process, and neither copied nor sent", "deepcopy", "pickle"),
+    ),
+    Subject(
         "EAGLE drafts in vLLM",
         patches=("vllm.eagle3_*",),
         module="vllm_eagle",

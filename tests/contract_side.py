@@ -73,6 +73,7 @@ def forked(function, *args):
         if pid == 0:
             code = 1
             tempfile.tempdir = folder  # What a way leaves behind goes with it, but for the headers of Inductor.
+            Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).mkdir(parents=True, exist_ok=True)
             Path(folder, f"torchinductor_{getpass.getuser()}").symlink_to(os.environ["TORCHINDUCTOR_CACHE_DIR"])
             try:
                 ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -180,7 +180,8 @@ def _report(workshop: Workshop, folder: Path) -> bool:
     svg = to_svg(figure)
     write_whole(folder / "matrix.json", evidence.text())
     write_whole(folder / "matrix.svg", svg)
-    write_whole(folder / "ranges.svg", to_ranges_svg(axes((p for p in patches if p.fixes), evidence), caption=caption))
+    fixed = (p for p in every_known() if p.fixes)  # Not those selected only: --update puts it in its place.
+    write_whole(folder / "ranges.svg", to_ranges_svg(axes(fixed, evidence), caption=caption))
     write_whole(folder / "matrix.png", to_png(figure))
     facts = {
         "environments": str(len(evidence.measurements)),

@@ -645,11 +645,19 @@ SUBJECTS = (
     ),
     Subject(
         "layerwise reload in vLLM",
-        patches=("vllm.layerwise_reload_*",),
+        patches=("vllm.layerwise_reload_composed_loader", "vllm.layerwise_reload_unsent_tensors"),
         module="vllm_layerwise_reload",
         environments={f"vllm=={v}": {} for v in ("0.16.0", "0.23.0", "0.33.0")},
         covers={"deepcopy": "deepcopy", "pickle": "pickle"},
         leaves_out=ENGINE | without("in every form by structure.py", "call", "subclass"),
+    ),
+    Subject(
+        "the default loader under layerwise reload in vLLM",
+        patches=("vllm.layerwise_reload_direct_loader",),
+        module="vllm_direct_loader",
+        environments={f"vllm=={v}": {} for v in ("0.16.0", "0.23.0", "0.33.0")},
+        covers={"call by position and by keyword": "by *", "deepcopy": "deepcopy", "pickle": "pickle"},
+        leaves_out=ENGINE | without("in every form by structure.py", "subclass"),
     ),
     Subject(
         "RADIO in vLLM",

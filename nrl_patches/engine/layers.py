@@ -69,11 +69,12 @@ class Slot:
         """The same, but ``__wrapped__`` does not count: a replacement may set it without calling the original."""
         return reaches(getattr(self.site.owner, self.site.name, None), self.function, by_name=False)
 
-    def rebuild(self, layers: dict[str, Build]) -> Holders:
+    def rebuild(self, layers: dict[str, Build], found: Site | None = None) -> Holders:
         """Make the target consist of these layers, in every place that refers to the present callable.
 
         Args:
             layers: The builds, by patch id, innermost first.
+            found: Where the caller found the target, which refers to the present callable as well.
 
         Returns:
             Who referred to the callable before; where it could not be replaced is among them.
@@ -84,7 +85,7 @@ class Slot:
         """
         # A rewrite needs upstream's own source, which no replacement has.
         layers = dict(sorted(layers.items(), key=lambda layer: not isinstance(layer[1], Rewrite)))
-        holders = self._holders()  # Before the builds close over the callable.
+        holders = self._holders(found)  # Before the builds close over the callable.
         function = self.site.function
         for patch_id, build in layers.items():
             function = _dress(build(function), function, patch_id, rewritten=isinstance(build, Rewrite))
@@ -113,17 +114,22 @@ class Slot:
         cells = getattr(self.site.function, "__closure__", None) or ()
         return [cell for cell in cells if _content(cell) is self.function]
 
-    def _holders(self) -> Holders:
+    def _holders(self, found: Site | None) -> Holders:
         """Find the other references to the present callable; on the heap only if the modules do not account for all."""
         own = self._own_cells()
+        known = len(own)
+        if found is not None and found is not self.site:
+            known += (found.function is self.function) + (found.raw is self.function)
         # An inherited function is referred to by the base, which is not the target.
-        if self.site.raw is MISSING or _count_others(self) == len(own):
+        if self.site.raw is MISSING or _count_others(self) == known:
             return Holders()
-        copies = find_copies(self.function)
-        elsewhere = [copy for copy in copies if copy.owner is not self.site.owner or copy.name != self.site.name]
-        # Count again: another thread may have added or removed a reference.
-        if _count_others(self) == len(elsewhere) + len(own):
-            return Holders(copies)
+        # Those who import it are mostly of its own package, and the modules have some 200,000 names together.
+        for package in (self.site.function.__module__.partition(".")[0], ""):
+            copies = find_copies(self.function, package)
+            elsewhere = [copy for copy in copies if copy.owner is not self.site.owner or copy.name != self.site.name]
+            # Count again: another thread may have added or removed a reference.
+            if _count_others(self) == len(elsewhere) + known:
+                return Holders(copies)
         ignore = (Site, Slot, Mark)
         return find_holders(self.function, ignore=ignore, exclude=self.raw, cells=own, owner=self.site.owner)
 

@@ -45,9 +45,17 @@ def is_executing(name: str) -> bool:
     return bool(getattr(spec, "_initializing", False)) or name in getattr(importlib, "_RELOADING", ())
 
 
-def loaded_modules() -> list[ModuleType]:
-    """Return the values of ``sys.modules`` that are real modules."""
-    return [module for module in tuple(sys.modules.values()) if isinstance(module, ModuleType)]
+def loaded_modules(package: str = "") -> list[ModuleType]:
+    """Return the values of ``sys.modules`` that are real modules.
+
+    Args:
+        package: The top-level package that they belong to; any if empty.
+    """
+    return [
+        module
+        for name, module in tuple(sys.modules.items())
+        if (not package or name.partition(".")[0] == package) and isinstance(module, ModuleType)
+    ]
 
 
 def process_module() -> ModuleType:

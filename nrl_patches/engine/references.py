@@ -39,16 +39,17 @@ class Holders:
     used_gc: bool = False
 
 
-def find_copies(wanted: Any) -> list[Holder]:
+def find_copies(wanted: Any, package: str = "") -> list[Holder]:
     """Find the modules that refer to a callable by any name: its home, and whatever did ``from module import name``.
 
     Args:
         wanted: The callable, compared by identity.
+        package: The top-level package whose modules are looked at; all if empty.
 
     Returns:
         One holder per module and name.
     """
-    modules = {id(namespace(module)): module for module in loaded_modules()}
+    modules = {id(namespace(module)): module for module in loaded_modules(package)}
     # By id: a comprehension over the callable itself would refer to it by a cell, and find that.
     key = id(wanted)
     return [holder for module in modules.values() for holder in _named(module, namespace(module), key)]

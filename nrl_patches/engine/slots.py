@@ -130,7 +130,7 @@ def install(patch_id: str, fix: Fix, site: Site) -> list[str]:
     third_party = _third_party(site.function, fix.module.partition(".")[0])
     if third_party and not slot.layers:
         notes.append(f"on top of {third_party}, which had replaced {fix.qualname} before")
-    holders = slot.rebuild({**slot.layers, patch_id: fix.build})
+    holders = slot.rebuild({**slot.layers, patch_id: fix.build}, site)
     _slots[fix.target] = slot
     notes += _unreached(fix.qualname, holders)
     if holders.used_gc and gc.get_freeze_count() > _OF_THE_INTERPRETER and not is_executing(fix.module):

@@ -401,14 +401,23 @@ def test_the_heap_is_searched_only_for_what_somebody_holds(counting, passes, hel
     activation.undo()
 
 
+def test_a_second_patch_of_a_target_is_no_reason_to_search(counting, passes):
+    counting.patch("second", target=target(counting, "count"))
+    activation = counting.activate()
+    counting.core()
+    assert {str(status.state) for status in activation.status().values()} == {"applied"}
+    assert passes == [False, False]
+    activation.undo()
+
+
 @pytest.fixture
 def passes(monkeypatch):
     """Whether a pass over the heap was made, for each search."""
     made = []
     search = layers.Slot._holders
 
-    def remember(slot):  # Nothing here may take the callable as an argument: it would be one more holder.
-        found = search(slot)
+    def remember(slot, site):  # Nothing here may take the callable as an argument: it would be one more holder.
+        found = search(slot, site)
         made.append(found.used_gc)
         return found
 
@@ -480,15 +489,15 @@ def test_a_copy_that_another_thread_makes_meanwhile_hides_no_holder(counting, by
 def test_a_copy_that_is_made_during_the_search_is_noticed(counting, by_name, passes, monkeypatch):
     find = layers.find_copies
 
-    def find_and_copy(wanted):
-        found = find(wanted)
-        by_name.again = wanted
+    def find_and_copy(wanted, package):
+        found = find(wanted, package)
+        setattr(by_name, f"again_{package}", wanted)
         return found
 
     monkeypatch.setattr(layers, "find_copies", find_and_copy)
     counting.activate()
     assert passes == [True]
-    assert by_name.again() == 2
+    assert by_name.again_() == 2
 
 
 class TestReloads:

@@ -78,7 +78,13 @@ def note_the_load(free_request: Callable[..., Any]) -> Callable[..., Any]:
         free_request: vLLM's ``Scheduler._free_request``.
     """
 
-    def note_and_free(self: Any, request: Any, delay_free_blocks: Any = False, *args: Any, **kwargs: Any) -> Any:  # noqa: FBT002 - as vLLM has it
+    def note_and_free(
+        self: Any,
+        request: Any,
+        delay_free_blocks: Any = False,  # noqa: FBT002 - as vLLM has it
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
         if delay_free_blocks:
             kv_transfers.await_transfer(request, kv_transfers.LOAD)
         return free_request(self, request, delay_free_blocks, *args, **kwargs)

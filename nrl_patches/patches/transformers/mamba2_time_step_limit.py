@@ -7,8 +7,8 @@ Problem: `__init__` of the mixers (models/nemotron_h/modeling_nemotron_h.py, mod
 Hit by: every forward of more than a token, with CUDA kernels and without. Logits and gradients of other time steps than
     the model was trained with, and than generation and vLLM have. Upstream's pull request reports, of Nemotron 3 Nano
     30B-A3B and 2,048 tokens, a mean KL divergence of 0.034, and 0.003 with the limit; no error.
-Fix: the mixer takes the limit of the configuration, as in upstream's pull request of Nemotron-H. Where it has none there
-    is none, as in Zyphra's own code of Zamba2, and as with kernels before 5.15.0.
+Fix: the mixer takes the limit of the configuration, as in upstream's pull request, which is of Nemotron-H. Zamba2's has
+    none, and the time steps then no limit, as in Zyphra's own code, and as with kernels before 5.15.0.
 Remove when: both models take it from the configuration; no release so far does.
 
 A model that was built before the patch keeps its limit. Before 5.15.0 see `mamba2_time_step_limit_without_kernels.py`.

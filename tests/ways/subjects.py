@@ -128,6 +128,14 @@ ENGINE = without("an engine of vLLM trains nothing and compiles after the weight
 
 INDUCTOR = without("it compiles the graph of aot_eager, and takes minutes for a scan", "compile, backend inductor")
 
+CHUNKS = {way: pattern for way, pattern in KV_SHARING.items() if way not in INDUCTOR} | {
+    "eager": "*, eager",
+    "no checkpointing": "checkpointing none",
+    "compile, backend eager": "compile eager *",
+    "compile, backend aot_eager": "compile aot_eager *",
+    "compile, fullgraph": "compile aot_eager fullgraph",
+}
+
 ACCUMULATION = {
     "call by position and by keyword": "* Trainer",
     "eager": "* Trainer, reported loss",
@@ -445,16 +453,25 @@ SUBJECTS = (
             "transformers==5.14.1": {"families": ("NemotronH", "Zamba2"), "parts": True, "packs": False},
         },
         fixed="transformers==5.15.0",
-        covers={way: pattern for way, pattern in KV_SHARING.items() if way not in INDUCTOR}
-        | {
-            "eager": "*, eager",
-            "no checkpointing": "checkpointing none",
-            "compile, backend eager": "compile eager *",
-            "compile, backend aot_eager": "compile aot_eager *",
-            "compile, fullgraph": "compile aot_eager fullgraph",
-        },
+        covers=CHUNKS,
         leaves_out=INDUCTOR,
         # Before 4.52.0 a row and a single token do not give a head the same group, whatever the size of a chunk.
+        open={"transformers==4.49.0": "Zamba2, generated *"},
+    ),
+    Subject(
+        "time steps of Mamba-2 in transformers",
+        patches=("transformers.mamba2_time_step_limit*",),
+        module="time_steps",
+        environments={
+            "transformers==4.49.0": {"families": ("Zamba2",), "whole": False, "separate_paths": True},
+            "transformers==5.3.0": {"whole": False, "separate_paths": True},
+            "transformers==5.14.1": {"parts": True, "separate_paths": True},
+            "transformers==5.15.0": {"whole": False, "parts": True},
+            beside_peft("5.24.0"): {"parts": True},
+        },
+        covers=CHUNKS,
+        leaves_out=INDUCTOR,
+        # As above.
         open={"transformers==4.49.0": "Zamba2, generated *"},
     ),
     Subject(

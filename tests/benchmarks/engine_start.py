@@ -10,7 +10,7 @@ entry point of vLLM's plugins. The interpreter must find no other copy.
 A start is timed from the creation of its process to the first token, and its CPU time is that of all its processes.
 Within a pair the order changes from one to the next. One start of each side goes before, for caches and bytecode.
 
-ENGINE_START_ARGUMENTS has more arguments of `vllm.LLM` as JSON, such as `{"kv_cache_memory_bytes": 268435456}` on a GPU:
+ENGINE_START_ARGUMENTS has more arguments of `vllm.LLM` as JSON. On a GPU, give `{"kv_cache_memory_bytes": 268435456}`:
 a cache as large as memory allows differs from start to start, and with its size which kernels Triton has to compile.
 """
 

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 from nrl_patches.diagnose.judge import FAULT, NOT_RUN, OK
 from nrl_patches.diagnose.metrics import Distance, by_position, distance, spread
-from nrl_patches.diagnose.plan import Plan, Row
-from nrl_patches.diagnose.settings import Task
+from nrl_patches.diagnose.plan import Plan
+from nrl_patches.diagnose.settings import Row, Task
 
 __all__ = ["Agreement", "agreement"]
 
@@ -27,7 +26,7 @@ class Agreement:
         row: What was sampled.
         verdict: ``ok``, ``fault`` or ``not-run``.
         reason: One sentence.
-        error: ``token_mult_prob_error`` of tokens from the engine, the mean of all repetitions.
+        error: ``token_mult_prob_error`` of tokens from the engine, the mean of all repetitions; None if not run.
         spread: The largest less the smallest of the repetitions.
         same_tokens: Whether each repetition sampled the same tokens.
         other: ``token_mult_prob_error`` of tokens from the trainer; None if that half was left out.
@@ -44,8 +43,8 @@ class Agreement:
     row: Row
     verdict: str
     reason: str
-    error: float = math.nan
-    spread: float = math.nan
+    error: float | None = None
+    spread: float | None = None
     same_tokens: bool | None = None
     other: float | None = None
     both: float | None = None

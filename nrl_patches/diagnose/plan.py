@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
-from typing import Any, NamedTuple
+from typing import Any
 
-from nrl_patches.diagnose.settings import MODES, Group, Settings, Task
+from nrl_patches.diagnose.settings import MODES, Group, Known, Row, Settings, Task
 
-__all__ = ["Known", "Plan", "Row"]
+__all__ = ["Plan"]
 
 _HEADROOM = 16
 _LEFT = (1, 7, 16, 0)
@@ -24,42 +24,6 @@ _BEYOND = 12
 
 _LONG = 512
 """Tokens that `decode-vs-prefill` generates."""
-
-
-class Known(NamedTuple):
-    """What is known before anything is planned.
-
-    Attributes:
-        streams: Which kinds of tokens there are.
-        positions: How many positions the model has; None if its configuration doesn't say.
-        backends: The trainer's.
-        problem: Why there is no real text.
-        has_tokenizer: Whether the engine may load one.
-    """
-
-    streams: tuple[str, ...]
-    positions: int | None
-    backends: tuple[str, ...] = ("transformers",)
-    problem: str = ""
-    has_tokenizer: bool = True
-
-
-class Row(NamedTuple):
-    """One row of the table of agreement, in one state.
-
-    Attributes:
-        length: Tokens of a sequence.
-        data: ``real`` or ``synthetic``.
-        method: ``greedy`` or ``sampling``.
-        batch: Sequences.
-        label: Which engine.
-    """
-
-    length: int
-    data: str
-    method: str
-    batch: int
-    label: str = ""
 
 
 @dataclass(frozen=True)

@@ -12,9 +12,9 @@ from typing import Any
 from nrl_patches.diagnose import judge
 from nrl_patches.diagnose.agreement import Agreement, agreement
 from nrl_patches.diagnose.judge import FAULT, NOT_RUN, Finding, Limits
-from nrl_patches.diagnose.plan import Known, Plan
+from nrl_patches.diagnose.plan import Plan
 from nrl_patches.diagnose.processes import Bench
-from nrl_patches.diagnose.settings import ON, Group, Settings, Task, fingerprint_of
+from nrl_patches.diagnose.settings import ON, Group, Known, Settings, Task, fingerprint_of
 
 __all__ = ["Outcome", "diagnose"]
 
@@ -32,12 +32,14 @@ class Outcome:
         rows: The table of agreement.
         findings: The verdicts of the other diagnostics, and of what of the table was not run.
         sides: What the interpreters have, by side.
+        interrupted: Whether Ctrl-C ended it early.
     """
 
     settings: Settings
     rows: Sequence[Agreement] = ()
     findings: Sequence[Finding] = ()
     sides: Mapping[str, Any] = field(default_factory=dict)
+    interrupted: bool = False
 
     def verdicts(self) -> list[str]:
         """Return the verdicts of everything."""
@@ -45,7 +47,7 @@ class Outcome:
 
 
 def diagnose(bench: Bench, expect: Callable[[Sequence[Task]], None]) -> Outcome:
-    """Run what is not done yet, and judge everything.
+    """Run what is not done yet, and judge everything; after Ctrl-C, what is done so far.
 
     Args:
         bench: The processes and files.
@@ -71,15 +73,19 @@ def diagnose(bench: Bench, expect: Callable[[Sequence[Task]], None]) -> Outcome:
         return Outcome(settings, (), findings, sides)
     bench.fingerprint = fingerprint_of(Path(bench.model), list(sides.values()))
     plans = [Plan(asked, known, state, bench.fingerprint) for state in settings.states]
-    _carry_out(bench, plans, expect)
-    if settings.each:
-        alone = [Plan(asked, known, name, bench.fingerprint) for name in _applied(bench, plans)]
-        _carry_out(bench, alone, expect)
-        plans += alone
+    interrupted = False
+    try:
+        _carry_out(bench, plans, expect)
+        if settings.each:
+            alone = [Plan(asked, known, name, bench.fingerprint) for name in _applied(bench, plans)]
+            plans += alone
+            _carry_out(bench, alone, expect)
+    except KeyboardInterrupt:
+        interrupted = True
     rows = [row for plan in plans for row in agreement(plan, bench.result)]
     findings += [found for plan in plans for found in _judge(bench, plan)]
     findings += _left_out(asked, known)
-    return Outcome(settings, rows, findings, sides)
+    return Outcome(settings, rows, findings, sides, interrupted)
 
 
 def _name(side: str, label: str) -> str:
@@ -211,8 +217,10 @@ def exit_code(outcome: Outcome) -> int:
         outcome: What was found.
 
     Returns:
-        1 if there is a fault, 3 if something was not run, 0 otherwise.
+        1 if there is a fault, 3 if something was not run, 0 otherwise; 130 after Ctrl-C.
     """
+    if outcome.interrupted:
+        return 130
     last = outcome.settings.states[-1]
     verdicts = [row.verdict for row in outcome.rows if row.state == last]
     verdicts += [found.verdict for found in outcome.findings if found.state == last]

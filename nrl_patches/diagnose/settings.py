@@ -1,4 +1,4 @@
-"""What the user asks for, and the tasks of the processes that answer it."""
+"""What the user asks for, what is known of the model, and the tasks of the processes that answer."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
-__all__ = ["DIAGNOSTICS", "MODES", "OFF", "ON", "Group", "Settings", "Task"]
+__all__ = ["DIAGNOSTICS", "MODES", "OFF", "ON", "Group", "Known", "Row", "Settings", "Task"]
 
 OFF, ON = "off", "on"
 
@@ -113,6 +113,42 @@ class Settings:  # One attribute per option.
     def mean(self) -> float:
         """The ``token_mult_prob_error`` of log-probabilities that should be equal."""
         return min(self.threshold, 1.001) if self.dtype == "float32" else self.threshold
+
+
+class Known(NamedTuple):
+    """What is known before anything is planned.
+
+    Attributes:
+        streams: Which kinds of tokens there are.
+        positions: How many positions the model has; None if its configuration doesn't say.
+        backends: The trainer's.
+        problem: Why there is no real text.
+        has_tokenizer: Whether the engine may load one.
+    """
+
+    streams: tuple[str, ...]
+    positions: int | None
+    backends: tuple[str, ...] = ("transformers",)
+    problem: str = ""
+    has_tokenizer: bool = True
+
+
+class Row(NamedTuple):
+    """One row of the table of agreement, in one state.
+
+    Attributes:
+        length: Tokens of a sequence.
+        data: ``real`` or ``synthetic``.
+        method: ``greedy`` or ``sampling``.
+        batch: Sequences.
+        label: Which engine.
+    """
+
+    length: int
+    data: str
+    method: str
+    batch: int
+    label: str = ""
 
 
 @dataclass(frozen=True)

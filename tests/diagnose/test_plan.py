@@ -3,8 +3,8 @@
 import json
 from dataclasses import replace
 
-from nrl_patches.diagnose.plan import Known, Plan
-from nrl_patches.diagnose.settings import DIAGNOSTICS, Settings
+from nrl_patches.diagnose.plan import Plan
+from nrl_patches.diagnose.settings import DIAGNOSTICS, Known, Settings
 
 SETTINGS = Settings("acme/model", modes=("eager", "inductor"))
 KNOWN = Known(("real", "synthetic"), 32768)

@@ -11,10 +11,10 @@ from standins import ROOT
 from nrl_patches.diagnose.agreement import agreement
 from nrl_patches.diagnose.judge import COMPARED, FAULT, NOT_RUN, OK, Finding
 from nrl_patches.diagnose.picture import draw
-from nrl_patches.diagnose.plan import Known, Plan
+from nrl_patches.diagnose.plan import Plan
 from nrl_patches.diagnose.report import as_json, as_markdown, headline
 from nrl_patches.diagnose.run import Outcome, exit_code
-from nrl_patches.diagnose.settings import Settings
+from nrl_patches.diagnose.settings import Known, Settings
 
 SCHEMA = json.loads((ROOT / "nrl_patches" / "diagnose" / "schemas" / "diagnose-1.json").read_text(encoding="utf-8"))
 SETTINGS = Settings("acme/model", lengths=(8,), data=("real",), methods=("greedy",), batches=(2,), repeats=2)

@@ -121,13 +121,18 @@ class Engine:
         found: dict[str, Any] = {}
         if task.get("tensors"):
             found["tensors"] = self.llm.collective_rpc("diagnose_tensors")
-        outputs = self._generate(prompts, task, best=_BEST)
-        self.llm.reset_prefix_cache()
-        heads, tails = [prompt[:1] for prompt in prompts], [prompt[1:] for prompt in prompts]
+        # Which prompts share a step depends on time, and changes rounding: what must be equal goes one at a time.
+        batches = [[prompt] for prompt in prompts] if task.get("tensors") else [prompts]
+        outputs, scored = [], []
+        for batch in batches:
+            outputs += self._generate(batch, task, best=_BEST)
+            self.llm.reset_prefix_cache()
+            scored += self._logprobs([prompt[:1] for prompt in batch], [prompt[1:] for prompt in batch])
+            self.llm.reset_prefix_cache()
         config = self.llm.llm_engine.vllm_config.compilation_config
         mode = {name: str(getattr(config, name, None)) for name in ("mode", "level", "backend", "cudagraph_mode")}
         steps = [_steps(output.outputs[0]) for output in outputs]
-        return found | {"prompt": self._logprobs(heads, tails), "steps": steps, "compilation": mode}
+        return found | {"prompt": scored, "steps": steps, "compilation": mode}
 
     def _refit(self, task: Mapping[str, Any]) -> dict[str, Any]:
         """Load the trainer's weights into an engine that was started with noise, and observe it."""

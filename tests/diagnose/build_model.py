@@ -2,7 +2,8 @@
 
     python build_model.py FOLDER [SIZE] [FAULT]...
 
-SIZE is `tiny`, for the tests; on a GPU `1b`, `4b` (Gemma 3's) or `7b` (Qwen2's), in bfloat16. Faults, of `tiny`:
+SIZE is `tiny` (Gemma 3's), `mistral`, `qwen3` or `qwen3-next`, for the tests; on a GPU `1b`, `4b` (Gemma 3's) or `7b`
+(Qwen2's), in bfloat16. Faults, of `tiny`:
 `scrambled` shuffles one weight, `nan` puts a NaN into the embedding of the digit 7, `untrained` has rows of zeros.
 
 The weights are as large as they must be for log-probabilities that differ between tokens.
@@ -29,8 +30,23 @@ TINY = {
     "query_pre_attn_scalar": 64,
     "tie_word_embeddings": False,
 }
+ORDINARY = {name: value for name, value in TINY.items() if name != "query_pre_attn_scalar"}
+HYBRID = {
+    "layer_types": ["linear_attention", "full_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "shared_expert_intermediate_size": 32,
+}
 SHAPES = {
     "tiny": (t.Gemma3TextConfig, TINY),
+    "mistral": (t.MistralConfig, ORDINARY),
+    "qwen3": (t.Qwen3Config, ORDINARY),
+    "qwen3-next": (t.Qwen3NextConfig, ORDINARY | HYBRID),
     "1b": (
         t.Gemma3TextConfig,
         {
@@ -119,7 +135,7 @@ def main():
     kind, shape = SHAPES[size]
     tokenizer = make_tokenizer(folder, shape["vocab_size"])
     config = kind(**{"max_position_embeddings": 16384} | shape)
-    on_gpu = size != "tiny"
+    on_gpu = size[0].isdigit()
     with torch.device("cuda" if on_gpu else "cpu"):
         model = t.AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16 if on_gpu else torch.float32)
     fill(model)

@@ -26,8 +26,8 @@ def path():
     return [build_part(part, FOLDER) for part in ENVIRONMENTS["0.30.0"]]
 
 
-def build(folder, *faults):
-    run_in([*path(), ROOT / "tests"], HERE / "build_model.py", folder, "tiny", *faults)
+def build(folder, *faults, size="tiny"):
+    run_in([*path(), ROOT / "tests"], HERE / "build_model.py", folder, size, *faults)
     return folder
 
 
@@ -45,3 +45,11 @@ def run(model, output, *options):
     done = subprocess.run(command, env=environ, capture_output=True, text=True, timeout=1800, check=False)
     assert done.returncode in {0, 1, 3}, done.stderr[-3000:]
     return done.returncode, json.loads((output / "results.json").read_text(encoding="utf-8")), done
+
+
+def only(*names):
+    return [word for name in names for word in ("--only", name)]
+
+
+def findings(report, state):
+    return {(f["diagnostic"], f["case"]): f for f in report["findings"] if f["state"] == state}

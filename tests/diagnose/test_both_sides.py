@@ -5,7 +5,7 @@ One engine serves as much as it can: starting one takes longer than everything t
 
 import jsonschema
 import pytest
-from diagnose.running import HERE, build, run
+from diagnose.running import HERE, build, findings, only, run
 from diagnose.test_report import SCHEMA
 
 pytestmark = pytest.mark.xdist_group("engines")
@@ -14,10 +14,6 @@ ALL = ("agreement", "max-model-len", "decode-vs-prefill", "embeddings", "prefix-
 SMALL = ("--length", "33", "--length", "97", "--batch", "2", "--repeats", "2", "--trainer-new-tokens", "4")
 DROPPED = "model.layers.1.mlp.down_proj.weight"
 ONES = "packed with a mask of ones, against padded"
-
-
-def only(*names):
-    return [word for name in names for word in ("--only", name)]
 
 
 @pytest.fixture(scope="module")
@@ -39,10 +35,6 @@ def failed(sound, tmp_path_factory):
     code, report, _ = run(sound, tmp_path_factory.mktemp("failed"), *planted, *small, *only(*ALL))
     assert code == 1
     return report
-
-
-def findings(report, state):
-    return {(f["diagnostic"], f["case"]): f for f in report["findings"] if f["state"] == state}
 
 
 def test_a_sound_model_passes_with_the_patches(passed):

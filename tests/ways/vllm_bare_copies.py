@@ -218,6 +218,26 @@ def after_completion(quant_method=None):
     return said(model, "first", "as many elements", expected=BOTH)
 
 
+def on_a_default_device():
+    """Modes of torch are entered around the reload and inside of it, as vLLM and its models do."""
+
+    def write(param, weight):
+        with torch.device("cpu"):
+            by_data(param, weight)
+
+    with torch.device("cpu"):
+        return both(write)
+
+
+def finalised_by_keyword():
+    from vllm.model_executor.model_loader.reload import layerwise
+
+    model = Model(by_data)
+    reload(model, BOTH, finalise=False)
+    layerwise.finalize_layerwise_reload(model_config=SimpleNamespace(dtype=torch.float32), model=model)
+    return float(tiny.values(model) != BOTH or "load_weights" in vars(model))
+
+
 def in_part():
     """What is not written of a parameter, such as padding, keeps its value."""
     model = Model(lambda param, weight: param.data[:2].copy_(weight[:2]))
@@ -401,6 +421,8 @@ def ways():
     yield "a number alone", lambda: said(Model(lambda param, _: param.fill_(2.0)), "first", "last", "a number")
     yield "arithmetic in place", lambda: said(Model(multiplied), "first", "last", "mul_")
     yield "in part", in_part
+    yield "on a default device", on_a_default_device
+    yield "finalised by keyword", finalised_by_keyword
     yield "tied", tied
     yield "quantised", quantised
     yield "refused", refused

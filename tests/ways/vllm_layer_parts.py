@@ -7,6 +7,7 @@ import copy
 import pickle
 from functools import partial
 from types import SimpleNamespace
+from unittest import mock
 
 import torch
 
@@ -84,8 +85,15 @@ def experts(*pieces, local=2):
 
 
 def some_experts():
-    (line,) = experts(("w1", 0), ("w3", 0), ("w1", 1))
-    return float("experts: expected" not in line or f"3 parts of its experts of weight: {NEEDED}1 others" not in line)
+    said = experts(("w1", 0), ("w3", 0), ("w1", 1))
+    words = ("experts: expected", f"3 parts of its experts of weight: {NEEDED}1 others")
+    return float(len(said) != 1 or not all(word in said[0] for word in words))
+
+
+def experts_of_another_class():
+    """A layer whose loader knows experts, and that has not vLLM's way of mapping them."""
+    with mock.patch.object(Experts, "_map_global_expert_id_to_local_expert_id", None):
+        return float(experts(("w1", 0)) != [])
 
 
 def all_local_experts():
@@ -104,7 +112,7 @@ def merged(*parts, absent=()):
     def load(param, loaded_weight, loaded_shard_id=None):
         shards = loaded_shard_id if isinstance(loaded_shard_id, tuple) else (loaded_shard_id,)
         for shard in shards:
-            param.data[shard].copy_(loaded_weight)
+            param.data[shard if shard in range(3) else 0].copy_(loaded_weight)
 
     layer.weight.weight_loader = load
     said = reload(layer, *parts)
@@ -125,6 +133,9 @@ def ways():
     yield "all of a merged layer", partial(merged, (0, 1), 2)
     yield "some experts", some_experts
     yield "all experts of this rank", all_local_experts
+    yield "experts without a gate", lambda: float(experts(("w1", 0), ("w1", 1)) != [])
+    yield "experts of another class", experts_of_another_class
+    yield "identifiers of another class", partial(merged, "gate", 7)
     yield "deepcopy", lambda: qkv("q", absent="k, v", layer=copied(copy.deepcopy))
     yield "pickle", lambda: qkv("q", absent="k, v", layer=copied(lambda layer: pickle.loads(pickle.dumps(layer))))
 

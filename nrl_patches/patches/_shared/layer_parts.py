@@ -58,21 +58,23 @@ def _incomplete(layer: Any, loaded: list[tuple[str, Any]]) -> Iterator[tuple[str
     """Yield each parameter that lacks parts, with what was sent and what was not, in words."""
     linear: dict[str, set[Any]] = defaultdict(set)
     experts: dict[str, set[tuple[int, str]]] = defaultdict(set)
+    held = getattr(layer, "_map_global_expert_id_to_local_expert_id", None)  # Other classes count experts differently.
     for name, bound in loaded:
         given = bound.arguments
-        if given.get("shard_id") in EXPERT and "expert_id" in given:
-            if layer._map_global_expert_id_to_local_expert_id(given["expert_id"]) != -1:
+        if "expert_id" in given and held:
+            if str(given.get("shard_id")) in EXPERT and held(given["expert_id"]) != -1:
                 experts[name].add((given["expert_id"], given["shard_id"]))
         elif "loaded_shard_id" in given:
             shard = given["loaded_shard_id"]
-            linear[name].update(shard if isinstance(shard, tuple) else (shard,))
+            linear[name].update(shard if isinstance(shard, (tuple, list)) else (shard,))
     whole = _parts_of(layer)
     for name, parts in linear.items():
-        if None not in parts and whole - parts:
+        # Subclasses may have identifiers of their own.
+        if None not in parts and whole & parts and whole - parts:
             yield name, _words(parts), _words(whole - parts)
     for name, pieces in experts.items():
-        kinds = {kind for _, kind in pieces}
-        needed = layer.local_num_experts * (1 if kinds == {"w2"} else 2)
+        # Experts without a gate have no third part.
+        needed = layer.local_num_experts * len({kind for _, kind in pieces})
         if len(pieces) < needed:
             yield name, f"{len(pieces)} parts of its experts", f"{needed - len(pieces)} others"
 
@@ -87,7 +89,7 @@ def _parts_of(layer: Any) -> set[Any]:
     if isinstance(layer, linear.QKVParallelLinear):
         return {*PARTS}
     if isinstance(layer, linear.MergedColumnParallelLinear):
-        return {*range(len(layer.output_sizes))}
+        return {*range(len(getattr(layer, "output_sizes", ())))}
     return set()
 
 

@@ -25,7 +25,7 @@ from nrl_patches.patches._shared import layer_parts, layerwise_reload
 patch = Patch(
     __name__,
     affected="vllm>=0.16.0,<=0.33.0",
-    upstream=("https://github.com/vllm-project/vllm/issues/48312",),
+    upstream=("https://github.com/vllm-project/vllm/pull/32133",),
     opt_out="NRL_DISABLE_VLLM_LAYERWISE_RELOAD_ABSENT_PARTS_PATCH",
     relies_on=(
         "vllm.model_executor.model_loader.reload.layerwise:make_online_process_loader",
@@ -42,9 +42,11 @@ def look_for_absent_parts(finalize: Callable[..., Any]) -> Callable[..., Any]:
         finalize: vLLM's ``finalize_layerwise_reload``.
     """
 
-    def look_and_finalize(model: Any, *args: Any, **kwargs: Any) -> Any:
-        layer_parts.warn_of_absent_parts(model)
-        return finalize(model, *args, **kwargs)
+    # From 0.19.0 on it takes whatever it is given.
+    def look_and_finalize(*args: Any, **kwargs: Any) -> Any:
+        for model in args[:1] or [kwargs[name] for name in kwargs if name == "model"]:
+            layer_parts.warn_of_absent_parts(model)
+        return finalize(*args, **kwargs)
 
     return look_and_finalize
 

@@ -11,8 +11,9 @@ Fix: while `load_weights` runs in a reload, a torch function mode sees what is c
     for, and defers it by vLLM's own loader, which counts it, and repeats it when the layer has memory.
 Remove when: vLLM's models load by `param.weight_loader` alone.
 
-What cannot be repeated (a weight that was computed on `meta`, arithmetic in place) is lost as before, with a warning
-that names the parameter.
+Weights are kept until their layer is complete, as those of loaders are, and are not copied: who reuses a buffer must
+clone them. What cannot be repeated (a weight that was computed on `meta`, arithmetic in place) is lost as before, with
+a warning that names the parameter. Pull request 52209 has loaders for single experts of GPT-OSS, beside these copies.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ from nrl_patches.patches._shared import bare_copies, deferred_writes, layerwise_
 patch = Patch(
     __name__,
     affected="vllm>=0.16.0,<=0.33.0",
-    upstream=("https://github.com/vllm-project/vllm/issues/48312",),
+    upstream=(
+        "https://github.com/vllm-project/vllm/pull/32133",
+        "https://github.com/vllm-project/vllm/pull/52209",
+    ),
     opt_out="NRL_DISABLE_VLLM_LAYERWISE_RELOAD_BARE_COPIES_PATCH",
     relies_on=(
         "vllm.model_executor.model_loader.reload.layerwise:make_online_process_loader",
@@ -66,9 +70,11 @@ def stop_watching(finalize: Callable[..., Any]) -> Callable[..., Any]:
         finalize: vLLM's ``finalize_layerwise_reload``.
     """
 
-    def unwatch_and_finalize(model: Any, *args: Any, **kwargs: Any) -> Any:
-        bare_copies.unwatch(model)
-        return finalize(model, *args, **kwargs)
+    # From 0.19.0 on it takes whatever it is given.
+    def unwatch_and_finalize(*args: Any, **kwargs: Any) -> Any:
+        for model in args[:1] or [kwargs[name] for name in kwargs if name == "model"]:
+            bare_copies.unwatch(model)
+        return finalize(*args, **kwargs)
 
     return unwatch_and_finalize
 

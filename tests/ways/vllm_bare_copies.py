@@ -408,12 +408,6 @@ def ways():
     yield "nothing", lambda: compare(Model(by_data), KEPT, {})
     yield "one of two", lambda: compare(Model(by_data), KEPT | {"first": 2.0}, {"first": 2.0})
     yield "in batches", lambda: compare(Model(by_data), BOTH, [{"first": 2.0}, {"last": 3.0}])
-    yield (
-        "by a part's own function",
-        lambda: compare(
-            Nested(Model(by_data)), {f"part.{n}": v for n, v in BOTH.items()}, {f"part.{n}": v for n, v in BOTH.items()}
-        ),
-    )
     yield "by a part's own function", in_a_part
     yield "after the layer is complete", after_completion
     yield "after a layer is complete that may have been processed", partial(after_completion, mock.Mock())

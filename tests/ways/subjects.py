@@ -677,6 +677,22 @@ SUBJECTS = (
         leaves_out=ENGINE | without("in every form by structure.py", "subclass"),
     ),
     Subject(
+        "weights that models copy under layerwise reload in vLLM",
+        patches=("vllm.layerwise_reload_bare_copies",),
+        module="vllm_bare_copies",
+        environments={f"vllm=={v}": {} for v in ("0.16.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call", "subclass"),
+    ),
+    Subject(
+        "parts of layers under layerwise reload in vLLM",
+        patches=("vllm.layerwise_reload_absent_parts",),
+        module="vllm_layer_parts",
+        environments={f"vllm=={v}": {} for v in ("0.16.0", "0.33.0")},
+        covers={"deepcopy": "deepcopy", "pickle": "pickle"},
+        leaves_out=ENGINE | without("in every form by structure.py", "call", "subclass"),
+    ),
+    Subject(
         "RADIO in vLLM",
         patches=("vllm.radio_*",),
         module="vllm_radio",

@@ -27,6 +27,9 @@ def drops_number(model: Any) -> bool:
 
     Args:
         model: The model, unwrapped.
+
+    Returns:
+        False where nobody can tell, as of a loss function of the user's.
     """
     forward = token_counts.forward_of(model)
     if forward is None or not _drops_number(forward):
@@ -39,6 +42,9 @@ def shifts_labels(model: Any) -> bool:
 
     Args:
         model: The model, unwrapped.
+
+    Returns:
+        False for a model whose labels are those of the tokens beside them, or of rows.
     """
     from transformers.loss.loss_utils import ForCausalLMLoss
 

@@ -2,9 +2,9 @@
 
 Problem: the Trainer takes a model whose `forward` has `**kwargs` to divide its loss by the tokens of all micro-batches,
     and divides by nothing itself. Many a `forward` has them, drops them, and returns the mean of what it is given.
-Hit by: Mamba and FalconMamba up to 5.16.1; 427 classes of 5.24.0, such as all heads for classification, BERT, T5,
-    Bart and Whisper. With `gradient_accumulation_steps=n` loss and gradient are n times too large, on m ranks m times
-    more, and a token of a short row weighs more than one of a long row. Nothing is said.
+Hit by: Mamba and FalconMamba up to 5.16.1; heads for classification from 4.54.0 on; BERT, T5, Bart, Whisper and others,
+    427 classes of 5.24.0. With `gradient_accumulation_steps=n` loss and gradient are n times too large, on m ranks m
+    times more, and a token of a short row weighs more than one of a long row. Nothing is said.
 Fix: the loss of a micro-batch is weighed by its share in the tokens of the update, as the Trainer counts them.
 Remove when: no class drops what it is handed.
 
@@ -21,7 +21,7 @@ from nrl_patches.patches._shared import accumulation, loss_sources, token_weight
 
 patch = Patch(
     __name__,
-    affected="transformers>=4.49.0,<=5.24.0",
+    affected=("transformers==4.47.1", "transformers>=4.48.1,<=5.24.0"),
     upstream=("https://github.com/huggingface/transformers/issues/47688",),
     opt_out="NRL_DISABLE_ACCEPTS_LOSS_KWARGS_DROPPED_PATCH",
     relies_on=token_weights.RULES,
@@ -111,8 +111,13 @@ def losses_are_added_up() -> Observation:
         return LlamaForCausalLM(LlamaConfig(**accumulation.TEXT))
 
     builds = {"llama": llama, "mamba": tiny_mamba, "classifier": tiny_classifier}
-    losses = {name: token_weights.losses(build) for name, build in builds.items()}
+    taken = {name: build for name, build in builds.items() if _takes_keywords(build())}
+    losses = {name: token_weights.losses(build) for name, build in taken.items()}
     ratios = {name: round(many / one, 4) for name, (one, many) in losses.items()}
     # In 4.48.0 the Trainer adds up the losses of all models, which no model can be blamed for.
     usual = ratios["llama"] > token_weights.ADDED_UP
     return Observation(not usual and max(ratios.values()) > token_weights.ADDED_UP, ratios)
+
+
+def _takes_keywords(model: Any) -> bool:
+    return inspect.Parameter.VAR_KEYWORD in {p.kind for p in inspect.signature(model.forward).parameters.values()}

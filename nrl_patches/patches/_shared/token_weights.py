@@ -70,7 +70,8 @@ def innermost(trainer: Any, model: Any) -> Any:
         trainer: The Trainer.
         model: The model that it calls.
     """
-    inner = trainer.accelerator.unwrap_model(model)
+    # accelerate's `unwrap_model` takes DDP out of what it has compiled, for good.
+    inner = trainer.model if model is trainer.model_wrapped else model
     for wrapped in ("_orig_mod", "_fsdp_wrapped_module"):
         inner = getattr(inner, wrapped, inner)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner

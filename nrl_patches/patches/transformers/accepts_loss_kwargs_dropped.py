@@ -21,7 +21,7 @@ from nrl_patches.patches._shared import accumulation, loss_sources, token_weight
 
 patch = Patch(
     __name__,
-    affected=("transformers==4.47.1", "transformers>=4.48.1,<=5.24.0"),
+    affected=("transformers>=4.47.1,<4.48.0", "transformers>=4.48.1,<=5.24.0"),
     upstream=("https://github.com/huggingface/transformers/issues/47688",),
     opt_out="NRL_DISABLE_ACCEPTS_LOSS_KWARGS_DROPPED_PATCH",
     relies_on=token_weights.RULES,

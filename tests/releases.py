@@ -26,6 +26,7 @@ ENVIRONMENTS = (
     "torch==2.13.0",  # the only one, that of this interpreter
     "transformers==4.47.1",
     "transformers==4.48.0",  # the first with Bamba
+    "transformers==4.48.1",  # the first whose Trainer adds up no more losses than it is told to
     "transformers==4.49.0",
     "transformers==4.50.0",  # the first with Gemma 3
     "transformers==4.53.0",  # the first with Gemma 3n

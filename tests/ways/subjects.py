@@ -236,6 +236,21 @@ SUBJECTS = (
         leaves_out=ACCUMULATION_LEFT_OUT,
     ),
     Subject(
+        "added-up losses in transformers",
+        patches=("transformers.accepts_loss_kwargs_dropped", "transformers.router_loss_added_up"),
+        module="accumulation",
+        environments={
+            beside_peft("4.49.0"): {"families": "mamba mixtral", "compiles": ""},
+            beside_peft("5.8.1"): {"families": "mamba classifier mixtral", "compiles": ""},
+            beside_peft("5.24.0"): {"families": "classifier mixtral", "compiles": "classifier mixtral"},
+        },
+        covers={way: pattern for way, pattern in ACCUMULATION.items() if way != "compile, fullgraph"},
+        leaves_out=ACCUMULATION_LEFT_OUT
+        | without(
+            "no compiler traces the methods of the Trainer, and the models are as they were", "compile, fullgraph"
+        ),
+    ),
+    Subject(
         "accumulated losses in transformers",
         patches=("transformers.*_loss_ignores_token_count", "transformers.accepts_loss_kwargs_denied"),
         module="accumulation",

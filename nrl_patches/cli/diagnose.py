@@ -89,8 +89,8 @@ def diagnose(
     Each side runs in its own interpreter, with the patches off and on in processes of their own. Writes results.json,
     report.md and errors.png into the folder --output; what is finished there is not run again.
 
-    Exits with 0 if every verdict with the patches is ok, 1 if one is a fault, 2 if the command is misused, and 3 if
-    something could not be run.
+    Exits with 0 if every verdict with the patches is ok, 1 if one is a fault, 2 if the command is misused, 3 if
+    something could not be run, and 130 after Ctrl-C, with a report of what is done so far.
     """
     if importlib.util.find_spec("matplotlib") is None:
         step = "pip install 'nrl-patches[diagnose]'"

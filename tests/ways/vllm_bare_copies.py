@@ -12,11 +12,11 @@ from types import SimpleNamespace
 from unittest import mock
 
 import torch
+from ways.vllm_direct_loader import BOTH, negating, of_a_shard
 
 from nrl_patches.patches._shared import deferred_writes
 from nrl_patches.patches._shared import layerwise_reload as tiny
 
-BOTH = {"first": 2.0, "last": 3.0}
 KEPT = dict.fromkeys(BOTH, 1.0)
 
 
@@ -151,11 +151,6 @@ def doubled(param, loaded_weight):
     param.data.copy_(loaded_weight * 2)
 
 
-def of_a_shard(param, loaded_weight, shard):
-    """A loader of a parameter's own that cannot be called with a weight alone, as those of experts."""
-    param.data.copy_(loaded_weight * shard)
-
-
 def reload(model, *streams, finalise=True):
     """Reload by each stream, which is a dictionary, or several that are loaded one after the other."""
     from vllm.model_executor.model_loader.reload import layerwise
@@ -273,16 +268,8 @@ def tied():
 
 def quantised():
     """A layer that is processed after each load."""
-    from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
-
-    class Negates(QuantizeMethodBase):
-        create_weights = apply = None
-
-        def process_weights_after_loading(self, layer):
-            layer.first = torch.nn.Parameter(-layer.first, requires_grad=False)
-
     model = Model(by_data, first=of_a_shard)
-    model.quant_method = Negates()
+    model.quant_method = negating()
     return compare(model, {"first": -4.0, "last": 5.0}, BOTH, {"first": 4.0, "last": 5.0})
 
 

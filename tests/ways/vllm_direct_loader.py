@@ -137,8 +137,8 @@ def tied():
     return float(tiny.values(model) != expected or model.head.first is not model.embed.first)
 
 
-def quantised():
-    """A layer that is processed after each load."""
+def negating():
+    """Return a method of quantisation that changes the sign of one weight after each load."""
     from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 
     class Negates(QuantizeMethodBase):
@@ -147,8 +147,13 @@ def quantised():
         def process_weights_after_loading(self, layer):
             layer.first = torch.nn.Parameter(-layer.first, requires_grad=False)
 
+    return Negates()
+
+
+def quantised():
+    """A layer that is processed after each load."""
     model = layer(first=doubled)
-    model.quant_method = Negates()
+    model.quant_method = negating()
     return compare(model, {"first": -4.0, "last": 5.0}, list(BOTH.items()), [("first", 4.0), ("last", 5.0)])
 
 

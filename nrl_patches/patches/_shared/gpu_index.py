@@ -1,0 +1,205 @@
+"""The index of a GPU that is sent along with the GPU's UUID, and what it stands for in the process that gets it."""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from types import SimpleNamespace
+from typing import Any
+from unittest import mock
+
+from nrl_patches.errors import Problem
+
+
+class GpuIndex(int):
+    """The index that a GPU has in the process that sends it: an ordinary int to whoever does not ask for more.
+
+    Attributes:
+        uuid: The UUID of the GPU.
+    """
+
+    uuid: str
+
+    def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
+        # Without the patch, and without this package, it is unpickled as the plain index: torch's function calls what
+        # it is given, and max has no use for a default. With the patch that function makes one of these again.
+        from torch.multiprocessing.reductions import rebuild_storage_empty
+
+        return rebuild_storage_empty, (functools.partial(max, (int(self),), default=self.uuid),)
+
+
+def with_uuid(index: int, uuid: str) -> GpuIndex:
+    """Return an index with a UUID.
+
+    Args:
+        index: The index.
+        uuid: The UUID.
+    """
+    made = GpuIndex(index)
+    made.uuid = uuid
+    return made
+
+
+def unpickled(index: Any, calls: Any) -> Any:
+    """Return an index with the UUID that was pickled with it, and anything else as it is.
+
+    Args:
+        index: What ``rebuild_storage_empty`` returned.
+        calls: What it was given to call.
+    """
+    is_index = isinstance(calls, functools.partial) and calls.func is max
+    return with_uuid(index, calls.keywords["default"]) if is_index else index
+
+
+@functools.cache
+def identified(index: int) -> int:
+    """Return the index of a GPU of this process with its UUID; alone where that does not tell the GPU from others.
+
+    Args:
+        index: The index.
+    """
+    (uuid,) = visible()[index : index + 1] or ("",)
+    return with_uuid(index, uuid) if _is_unique(uuid) else index
+
+
+def own_index(index: int) -> int:
+    """Return the index that a GPU has in this process; the one given where nobody knows or the GPU is not visible.
+
+    Args:
+        index: The sender's, or one that somebody has set since, which is a plain int and counts as it is.
+    """
+    if not isinstance(index, GpuIndex):
+        return index
+    if _is_unique(index.uuid):
+        return visible().index(index.uuid)
+    if visible():
+        _warn_once(index, index.uuid)
+    return int(index)
+
+
+def visible() -> tuple[str, ...]:
+    """Return the UUIDs of the GPUs that this process sees; empty strings where torch has none, nothing without CUDA."""
+    try:
+        return _uuids()
+    except (AssertionError, RuntimeError):  # A build without CUDA, or a forked process: torch says so at the tensor.
+        return ()
+
+
+@functools.cache
+def _uuids() -> tuple[str, ...]:
+    import torch
+
+    properties = map(torch.cuda.get_device_properties, range(torch.cuda.device_count()))
+    return tuple(str(getattr(each, "uuid", "")) for each in properties)
+
+
+def _is_unique(uuid: str) -> bool:
+    return bool(uuid) and visible().count(uuid) == 1
+
+
+@functools.cache
+def _warn_once(index: int, uuid: str) -> None:
+    gpus = visible()
+    here = f"GPU {gpus[index]}" if index < len(gpus) else "no GPU"
+    logging.getLogger("nrl_patches").warning(
+        Problem(
+            "torch.cuda_ipc_device_index",
+            expected=f"GPU {uuid}, on which a tensor was sent, among those that this process sees",
+            found=f"that it is not; the tensor says cuda:{int(index)} as at its sender, which is {here} here",
+            next_step="let CUDA_VISIBLE_DEVICES of the receiver have that GPU",
+        )
+    )
+
+
+@contextmanager
+def seeing(uuids: Sequence[str]) -> Iterator[None]:
+    """Let torch report these GPUs, as another process would see them.
+
+    Args:
+        uuids: Their UUIDs, by index.
+    """
+    import torch
+
+    def properties(index: int) -> Any:
+        return SimpleNamespace(uuid=uuids[index])
+
+    caches = (identified, _uuids, _warn_once)
+    for cached in caches:
+        cached.cache_clear()
+    try:
+        with (
+            mock.patch.object(torch.cuda, "get_device_properties", properties),
+            mock.patch.object(torch.cuda, "device_count", return_value=len(uuids)),
+            mock.patch.object(torch.cuda, "_lazy_init"),
+        ):
+            yield
+    finally:
+        for cached in caches:
+            cached.cache_clear()
+
+
+class OnGpu:
+    """Stands for the storage of a tensor on a GPU: has its memory on the CPU, and answers what the driver would.
+
+    Args:
+        storage: The storage on the CPU, untyped.
+        index: The index of the GPU.
+        handle: What opens the memory; None of an empty one.
+    """
+
+    def __init__(self, storage: Any, index: int, handle: bytes | None = b"handle") -> None:
+        import torch
+
+        self.storage, self.handle, self.device = storage, handle, torch.device("cuda", index)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.storage, name)
+
+    def _share_cuda_(self) -> tuple[Any, ...]:
+        return self.device.index, self.handle, self.storage.nbytes(), 0, b"counter", 0, b"event", False
+
+
+@contextmanager
+def on_gpus(index: Callable[[Any], int | None]) -> Iterator[None]:
+    """Let tensors on the CPU be on GPUs for torch's reductions, with an empty cache of what was received.
+
+    Args:
+        index: Maps a tensor to the index of its GPU, None if it is on the CPU.
+    """
+    import torch
+    from torch.multiprocessing import reductions
+
+    storage_of = torch.Tensor._typed_storage
+
+    def typed_storage(self: Any) -> Any:
+        storage, found = storage_of(self), index(self)
+        if found is not None:
+            whole = storage._untyped_storage
+            storage._untyped_storage = OnGpu(whole, found, b"%x" % whole.data_ptr() if whole.nbytes() else None)
+        return storage
+
+    with (
+        mock.patch.object(torch.Tensor, "_typed_storage", typed_storage),
+        mock.patch.object(reductions, "shared_cache", {}),
+    ):
+        yield
+
+
+@contextmanager
+def opening(found: list[Any], content: Any = None) -> Iterator[None]:
+    """Let torch open memory of other processes: note on which GPU, and give it memory on the CPU.
+
+    Args:
+        found: Where to.
+        content: The storage to give, untyped; a new one if None.
+    """
+    import torch
+
+    def new_shared(*args: Any) -> Any:
+        found.append(args[0])
+        return torch.UntypedStorage(args[2]) if content is None else content
+
+    with mock.patch.object(torch.UntypedStorage, "_new_shared_cuda", staticmethod(new_shared)):
+        yield

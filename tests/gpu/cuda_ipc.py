@@ -172,8 +172,8 @@ def get_all(queue, answers, done):
 
     visible = [uuid(n) for n in range(torch.cuda.device_count())]
     reports = []
-    while (told := queue.get()) is not None:
-        reports.append(look(queue.get, *told, visible))
+    while (sent := queue.get()) is not None:
+        reports.append(look(queue.get, *sent, visible))
     answers.put({"tensors": reports, "warned": warned})
     done.wait()
 

@@ -23,11 +23,11 @@ class GpuIndex(int):
     uuid: str
 
     def __reduce__(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
-        # Without the patch, and without this package, it is unpickled as the plain index: torch's function calls what
-        # it is given, and max has no use for a default. With the patch that function makes one of these again.
-        from torch.multiprocessing.reductions import rebuild_storage_empty
+        # Without the patch, and without this package, torch's function calls int and drops the UUID; with it, it makes
+        # one of these again. Restricted unpicklers (TensorRT-LLM, SGLang) let through int and what is torch's.
+        from torch._tensor import Tensor, _rebuild_from_type
 
-        return rebuild_storage_empty, (functools.partial(max, (int(self),), default=self.uuid),)
+        return _rebuild_from_type, (int, Tensor, (int(self),), {"uuid": self.uuid})
 
 
 def with_uuid(index: int, uuid: str) -> GpuIndex:
@@ -42,15 +42,14 @@ def with_uuid(index: int, uuid: str) -> GpuIndex:
     return made
 
 
-def unpickled(index: Any, calls: Any) -> Any:
+def unpickled(made: Any, state: Any) -> Any:
     """Return an index with the UUID that was pickled with it, and anything else as it is.
 
     Args:
-        index: What ``rebuild_storage_empty`` returned.
-        calls: What it was given to call.
+        made: What ``_rebuild_from_type`` returned.
+        state: The attributes that were pickled with it.
     """
-    is_index = isinstance(calls, functools.partial) and calls.func is max
-    return with_uuid(index, calls.keywords["default"]) if is_index else index
+    return with_uuid(made, state["uuid"]) if type(made) is int else made
 
 
 @functools.cache

@@ -65,20 +65,21 @@ def send_uuid(share: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any,
 
 
 @patch.fix(
-    "torch.multiprocessing.reductions:rebuild_storage_empty",
-    guard=lambda rebuild: mismatch(rebuild, parameters="cls"),
+    "torch._tensor:_rebuild_from_type",
+    guard=lambda rebuild: mismatch(rebuild, parameters="func type args dict", attributes="Tensor"),
 )
-def unpickle_uuid(rebuild: Callable[[Any], Any]) -> Callable[[Any], Any]:
+def unpickle_uuid(rebuild: Callable[..., Any]) -> Callable[..., Any]:
     """Build a function that unpickles an index with its UUID.
 
     Args:
-        rebuild: torch's ``rebuild_storage_empty``, see :class:`~nrl_patches.patches._shared.gpu_index.GpuIndex`.
+        rebuild: torch's ``_rebuild_from_type``, which is left to what old releases have pickled, and to
+            :class:`~nrl_patches.patches._shared.gpu_index.GpuIndex`.
     """
 
-    def rebuild_index(cls: Any) -> Any:
-        return gpu_index.unpickled(rebuild(cls), cls)
+    def rebuild_with_uuid(func: Any, type: Any, args: Any, dict: Any) -> Any:  # noqa: A002 - torch's
+        return gpu_index.unpickled(rebuild(func, type, args, dict), dict)
 
-    return rebuild_index
+    return rebuild_with_uuid
 
 
 @patch.fix(

@@ -105,8 +105,8 @@ def _warn_once(index: int, uuid: str) -> None:
     logging.getLogger("nrl_patches").warning(
         Problem(
             "torch.cuda_ipc_device_index",
-            expected=f"GPU {uuid}, on which a tensor was sent, among those that this process sees",
-            found=f"that it is not; the tensor says cuda:{int(index)} as at its sender, which is {here} here",
+            expected=f"GPU {uuid}, on which a tensor was sent, once among those that this process sees",
+            found=f"{', '.join(gpus)}; the tensor says cuda:{int(index)} as at its sender, which is {here} here",
             next_step="let CUDA_VISIBLE_DEVICES of the receiver have that GPU",
         )
     )
@@ -140,18 +140,21 @@ def seeing(uuids: Sequence[str]) -> Iterator[None]:
 
 
 class OnGpu:
-    """Stands for the storage of a tensor on a GPU: has its memory on the CPU, and answers what the driver would.
+    """Stands for the untyped storage of a tensor on a GPU: has memory on the CPU, and answers what the driver would.
 
     Args:
-        storage: The storage on the CPU, untyped.
+        storage: The storage on the CPU.
         index: The index of the GPU.
-        handle: What opens the memory; None of an empty one.
+        memory: What opens a storage by its handle.
     """
 
-    def __init__(self, storage: Any, index: int, handle: bytes | None = b"handle") -> None:
+    def __init__(self, storage: Any, index: int, memory: dict[bytes, Any]) -> None:
         import torch
 
-        self.storage, self.handle, self.device = storage, handle, torch.device("cuda", index)
+        self.storage, self.device = storage, torch.device("cuda", index)
+        self.handle = b"%x" % storage.data_ptr() if storage.nbytes() else None
+        if self.handle is not None:
+            memory[self.handle] = storage
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.storage, name)
@@ -161,44 +164,36 @@ class OnGpu:
 
 
 @contextmanager
-def on_gpus(index: Callable[[Any], int | None]) -> Iterator[None]:
-    """Let tensors on the CPU be on GPUs for torch's reductions, with an empty cache of what was received.
+def cpu_for_gpus(index: Callable[[Any], int | None]) -> Iterator[list[int]]:
+    """Let torch share tensors of the CPU as if they were on GPUs, between processes that begin with nothing received.
 
     Args:
-        index: Maps a tensor to the index of its GPU, None if it is on the CPU.
+        index: Maps a tensor to the index of its GPU, None if it is to stay on the CPU.
+
+    Yields:
+        On which GPUs memory was opened, by index.
     """
     import torch
     from torch.multiprocessing import reductions
 
+    memory: dict[bytes, Any] = {}
+    opened: list[int] = []
     storage_of = torch.Tensor._typed_storage
 
     def typed_storage(self: Any) -> Any:
         storage, found = storage_of(self), index(self)
         if found is not None:
-            whole = storage._untyped_storage
-            storage._untyped_storage = OnGpu(whole, found, b"%x" % whole.data_ptr() if whole.nbytes() else None)
+            storage._untyped_storage = OnGpu(storage._untyped_storage, found, memory)
         return storage
+
+    def new_shared(device: int, handle: bytes, *_: Any) -> Any:
+        opened.append(device)
+        return memory[handle]
 
     with (
         mock.patch.object(torch.Tensor, "_typed_storage", typed_storage),
         mock.patch.object(reductions, "shared_cache", {}),
+        mock.patch.object(torch.UntypedStorage, "_new_shared_cuda", staticmethod(new_shared)),
+        mock.patch.object(torch.UntypedStorage, "_release_ipc_counter_cuda", staticmethod(mock.Mock())),
     ):
-        yield
-
-
-@contextmanager
-def opening(found: list[Any], content: Any = None) -> Iterator[None]:
-    """Let torch open memory of other processes: note on which GPU, and give it memory on the CPU.
-
-    Args:
-        found: Where to.
-        content: The storage to give, untyped; a new one if None.
-    """
-    import torch
-
-    def new_shared(*args: Any) -> Any:
-        found.append(args[0])
-        return torch.UntypedStorage(args[2]) if content is None else content
-
-    with mock.patch.object(torch.UntypedStorage, "_new_shared_cuda", staticmethod(new_shared)):
-        yield
+        yield opened

@@ -118,10 +118,9 @@ def a_tensor_arrives_on_its_gpu() -> Observation:
     import torch
     import torch.multiprocessing  # Teaches the pickler tensors.
 
-    with gpu_index.on_gpus(lambda _tensor: 0):
+    with gpu_index.cpu_for_gpus(lambda _tensor: 0) as opened:
         with gpu_index.seeing(("A", "B")):
             sent = bytes(ForkingPickler.dumps(torch.ones(4)))
-        opened: list[int] = []
-        with gpu_index.seeing(("B", "A")), gpu_index.opening(opened):
+        with gpu_index.seeing(("B", "A")):
             pickle.loads(sent)  # noqa: S301 - pickled above
     return Observation(opened != [1], {"sent_from": 0, "received_on": opened[0], "is_there": 1})

@@ -58,7 +58,10 @@ COMMON = (
 
 ALONG = {
     "huggingface_hub.dataclasses",
+    "torch._tensor",
     "torch.distributed.fsdp._fully_shard._fsdp_param",
+    "torch.multiprocessing.reductions",
+    "torch.storage",
     "transformers.dynamic_module_utils",
     "transformers.models.auto.tokenization_auto",
 }

@@ -15,7 +15,7 @@ import torch
 import torch.multiprocessing
 from torch.multiprocessing import reductions
 
-from nrl_patches.patches._shared import gpu_index
+from nrl_patches.patches._shared import cpu_for_gpus
 
 ORDERS = ("ABC", "CAB", "BAC")
 
@@ -24,21 +24,23 @@ class Special(torch.Tensor):
     """A subclass, which torch's picklers do not know, and its reducer makes a tensor."""
 
 
-def kinds():
-    """Return what is sent, by what it is."""
-    rows = torch.arange(32.0).view(4, 8)
-    return {
-        "a tensor": rows,
-        "half precision": rows.bfloat16(),
-        "integers": rows.long(),
-        "requires_grad": rows.clone().requires_grad_(),
-        "a parameter": torch.nn.Parameter(rows.clone()),
-        "a frozen parameter": torch.nn.Parameter(rows.long(), requires_grad=False),
-        "a view": rows[1:3, ::2],
-        "sparse": rows.triu().to_sparse(),
-        "sparse rows": rows.triu().to_sparse_csr(),
-        "nested": torch.nested.nested_tensor([rows[:1], rows[:3]]),
-    }
+def rows():
+    return torch.arange(32.0).view(4, 8)
+
+
+KINDS = {
+    "a tensor": rows,
+    "half precision": lambda: rows().bfloat16(),
+    "integers": lambda: rows().long(),
+    "requires_grad": lambda: rows().requires_grad_(),
+    "a parameter": lambda: torch.nn.Parameter(rows()),
+    "a frozen parameter": lambda: torch.nn.Parameter(rows().long(), requires_grad=False),
+    "a view": lambda: rows()[1:3, ::2],
+    "sparse": lambda: rows().triu().to_sparse(),
+    "sparse rows": lambda: rows().triu().to_sparse_csr(),
+    "nested": lambda: torch.nested.nested_tensor([rows()[:1], rows()[:3]]),
+}
+"""What is sent, by what it is."""
 
 
 def parts(tensor):
@@ -100,19 +102,19 @@ def call_restricted(told):
 
 def forwarded(told, *, gpus):
     """Receive what another process has unpickled and sent on."""
-    with gpu_index.seeing(gpus):
+    with cpu_for_gpus.seeing(gpus):
         return pickle.dumps(pickle.loads(told))
 
 
-def wrong(tensor, dumps=by_pickler, loads=pickle.loads, between=lambda told: told, orders=ORDERS):
+def wrong(make, dumps=by_pickler, loads=pickle.loads, between=lambda told: told, orders=ORDERS):
     """Return how often a tensor arrives on another GPU than its own, or as another."""
-    count = 0
+    count, tensor = 0, make()
     for sender, receiver, index in itertools.product(orders, orders, range(3)):
-        with gpu_index.cpu_for_gpus(lambda _, index=index: index) as opened:
-            with gpu_index.seeing(sender):
+        with cpu_for_gpus.sharing(lambda _, index=index: index) as opened:
+            with cpu_for_gpus.seeing(sender):
                 told = dumps(tensor)
             told = between(told)
-            with gpu_index.seeing(receiver):
+            with cpu_for_gpus.seeing(receiver):
                 got = loads(told)
             home = receiver.index(sender[index])
             count += not (opened and set(opened) == {home} and is_same(got, tensor))
@@ -127,10 +129,10 @@ def wrong_if_empty():
         made.append(device)
         return torch.storage.TypedStorage(size, dtype=dtype, _internal=_internal)
 
-    with gpu_index.cpu_for_gpus(lambda _: 0):
-        with gpu_index.seeing("AB"):
+    with cpu_for_gpus.sharing(lambda _: 0):
+        with cpu_for_gpus.seeing("AB"):
             told = by_reducer(torch.ones(0))
-        with gpu_index.seeing("BA"):
+        with cpu_for_gpus.seeing("BA"):
             rebuild, arguments = pickle.loads(told)
             rebuild(*arguments[:4], storage, *arguments[5:])
     return made != [1]
@@ -138,11 +140,11 @@ def wrong_if_empty():
 
 def wrong_if_together():
     """Two views of one storage share it after they have arrived, which the second does by torch's cache."""
-    rows = torch.arange(8.0)
-    with gpu_index.cpu_for_gpus(lambda _: 1) as opened:
-        with gpu_index.seeing("AB"):
-            told = by_pickler((rows[:4], [rows[2:], torch.ones(3)]))
-        with gpu_index.seeing("BA"):
+    whole = torch.arange(8.0)
+    with cpu_for_gpus.sharing(lambda _: 1) as opened:
+        with cpu_for_gpus.seeing("AB"):
+            told = by_pickler((whole[:4], [whole[2:], torch.ones(3)]))
+        with cpu_for_gpus.seeing("BA"):
             one, (other, _) = pickle.loads(told)
     shared = one.untyped_storage().data_ptr() == other.untyped_storage().data_ptr()
     return opened != [0, 0] or not shared or not torch.equal(one[2:], other[:2])
@@ -150,10 +152,10 @@ def wrong_if_together():
 
 def wrong_if_set(index, receiver):
     """What a receiver sets counts, whatever it sees."""
-    with gpu_index.cpu_for_gpus(lambda _: 0) as opened:
-        with gpu_index.seeing("AB"):
+    with cpu_for_gpus.sharing(lambda _: 0) as opened:
+        with cpu_for_gpus.seeing("AB"):
             told = by_reducer(torch.ones(4))
-        with gpu_index.seeing(receiver):
+        with cpu_for_gpus.seeing(receiver):
             rebuild, arguments = pickle.loads(told)
             rebuild(*arguments[:6], index, *arguments[7:])
     return opened != [index]
@@ -161,21 +163,19 @@ def wrong_if_set(index, receiver):
 
 def ways():
     """Yield the name of each way and the function that goes it."""
-    sent = kinds()
-    for name, tensor in sent.items():
-        yield name, partial(wrong, tensor)
-        yield f"{name}, by the function and its arguments", partial(wrong, tensor, by_reducer, call)
-    tensor = sent["a tensor"]
-    yield "subclass", partial(wrong, tensor, lambda rows: by_reducer(rows.as_subclass(Special)), call)
+    for name, make in KINDS.items():
+        yield name, partial(wrong, make)
+        yield f"{name}, by the function and its arguments", partial(wrong, make, by_reducer, call)
+    yield "subclass", partial(wrong, rows, lambda tensor: by_reducer(tensor.as_subclass(Special)), call)
     for protocol in range(pickle.HIGHEST_PROTOCOL + 1):
-        yield f"pickle protocol {protocol}", partial(wrong, tensor, partial(by_reducer, protocol=protocol), call)
-    yield "a queue", partial(wrong, tensor, by_queue)
-    yield "by keyword", partial(wrong, tensor, by_reducer, call_by_keyword)
-    yield "deepcopy", partial(wrong, tensor, by_reducer, call_copied)
-    yield "a restricted unpickler", partial(wrong, tensor, by_reducer, call_restricted)
+        yield f"pickle protocol {protocol}", partial(wrong, rows, partial(by_reducer, protocol=protocol), call)
+    yield "a queue", partial(wrong, rows, by_queue)
+    yield "by keyword", partial(wrong, rows, by_reducer, call_by_keyword)
+    yield "deepcopy", partial(wrong, rows, by_reducer, call_copied)
+    yield "a restricted unpickler", partial(wrong, rows, by_reducer, call_restricted)
     for gpus in ((), "A", "CBA"):
         between = partial(forwarded, gpus=gpus)
-        yield f"forwarded by a process that sees {gpus or 'none'}", partial(wrong, tensor, by_reducer, call, between)
+        yield f"forwarded by a process that sees {gpus or 'none'}", partial(wrong, rows, by_reducer, call, between)
     yield "empty", wrong_if_empty
     yield "several", wrong_if_together
     for receiver in ("AB", "BA", "B", "C", ""):

@@ -24,9 +24,7 @@ is opened by it, and the UUIDs.
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Callable
-from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
@@ -41,8 +39,21 @@ patch = Patch(
         "https://github.com/sgl-project/sglang/pull/4565",
     ),
     opt_out="NRL_DISABLE_CUDA_IPC_DEVICE_INDEX_PATCH",
-    relies_on=("torch.multiprocessing.reductions:reduce_tensor",),
 )
+
+
+def differs(rebuild: Any) -> str | None:
+    """Return what is another way to receive tensors, or to send them, than this patch was written for.
+
+    Args:
+        rebuild: torch's ``rebuild_cuda_tensor``.
+    """
+    found = mismatch(rebuild, parameters="storage_device storage_handle", attributes="_new_shared_cuda")
+    if found is not None:
+        return found
+    # By what it uses: releases differ in what else it checks, as 2.11.0 does.
+    found = mismatch(rebuild.__globals__.get("reduce_tensor"), attributes="_share_cuda_ rebuild_cuda_tensor")
+    return None if found is None else f"has a reduce_tensor beside it that {found}"
 
 
 # Not reduce_tensor itself, which picklers have in tables of their own.
@@ -82,10 +93,7 @@ def unpickle_uuid(rebuild: Callable[..., Any]) -> Callable[..., Any]:
     return rebuild_with_uuid
 
 
-@patch.fix(
-    "torch.multiprocessing.reductions:rebuild_cuda_tensor",
-    guard=lambda rebuild: mismatch(rebuild, parameters="storage_device storage_handle", attributes="_new_shared_cuda"),
-)
+@patch.fix("torch.multiprocessing.reductions:rebuild_cuda_tensor", guard=differs)
 def receive_on_own_index(rebuild: Callable[..., Any]) -> Callable[..., Any]:
     """Build a function that takes the index that the sender's GPU has in this process.
 
@@ -115,12 +123,17 @@ def receive_on_own_index(rebuild: Callable[..., Any]) -> Callable[..., Any]:
 @patch.probe
 def a_tensor_arrives_on_its_gpu() -> Observation:
     """Send a tensor to a process that sees the same two GPUs in another order."""
+    import pickle
+    from multiprocessing.reduction import ForkingPickler
+
     import torch
     import torch.multiprocessing  # Teaches the pickler tensors.
 
-    with gpu_index.cpu_for_gpus(lambda _tensor: 0) as opened:
-        with gpu_index.seeing(("A", "B")):
+    from nrl_patches.patches._shared import cpu_for_gpus
+
+    with cpu_for_gpus.sharing(lambda _tensor: 0) as opened:
+        with cpu_for_gpus.seeing(("A", "B")):
             sent = bytes(ForkingPickler.dumps(torch.ones(4)))
-        with gpu_index.seeing(("B", "A")):
+        with cpu_for_gpus.seeing(("B", "A")):
             pickle.loads(sent)  # noqa: S301 - pickled above
     return Observation(opened != [1], {"sent_from": 0, "received_on": opened[0], "is_there": 1})

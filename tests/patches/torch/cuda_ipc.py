@@ -20,7 +20,7 @@ from patches.told import told
 from torch.multiprocessing import reductions
 
 import nrl_patches
-from nrl_patches.patches._shared import gpu_index
+from nrl_patches.patches._shared import cpu_for_gpus
 
 PATCH = "torch.cuda_ipc_device_index"
 SIDES = {"neither": (False, False), "sender": (True, False), "receiver": (False, True), "both": (True, True)}
@@ -31,18 +31,18 @@ def side(*, is_patched):
 
 
 def sent(gpus="AB", *, is_patched=True):
-    with side(is_patched=is_patched), gpu_index.seeing(gpus):
+    with side(is_patched=is_patched), cpu_for_gpus.seeing(gpus):
         return bytes(ForkingPickler.dumps(torch.ones(4)))
 
 
 def received(pickled, gpus="BA", *, is_patched=True):
-    with side(is_patched=is_patched), gpu_index.seeing(gpus):
+    with side(is_patched=is_patched), cpu_for_gpus.seeing(gpus):
         return pickle.loads(pickled)
 
 
 def arrival(index=0, sender="AB", receiver="BA", *, of_sender=True, of_receiver=True):
     """Return on which GPU a tensor is opened."""
-    with gpu_index.cpu_for_gpus(lambda _: index) as opened:
+    with cpu_for_gpus.sharing(lambda _: index) as opened:
         received(sent(sender, is_patched=of_sender), receiver, is_patched=of_receiver)
     return opened
 
@@ -60,19 +60,19 @@ class Names(pickle.Unpickler):
 
 
 def what_a_pickle_names():
-    with gpu_index.cpu_for_gpus(lambda _: 0):
+    with cpu_for_gpus.sharing(lambda _: 0):
         names = Names(sent())
-        with gpu_index.seeing("AB"):
+        with cpu_for_gpus.seeing("AB"):
             names.load()
     return sorted(names.names)
 
 
 def twice(receiver):
     """Receive two tensors of one GPU, and one of another, in one process."""
-    with gpu_index.cpu_for_gpus(lambda tensor: int(tensor[0])) as opened:
-        with gpu_index.seeing("AB"):
+    with cpu_for_gpus.sharing(lambda tensor: int(tensor[0])) as opened:
+        with cpu_for_gpus.seeing("AB"):
             pickled = [bytes(ForkingPickler.dumps(torch.full((4,), value))) for value in (0.0, 0.0, 1.0)]
-        with gpu_index.seeing(receiver):
+        with cpu_for_gpus.seeing(receiver):
             for each in pickled:
                 pickle.loads(each)
     return opened
@@ -80,23 +80,23 @@ def twice(receiver):
 
 def without_uuid():
     """torch builds that do not tell UUIDs."""
-    with gpu_index.cpu_for_gpus(lambda _: 0) as opened:
+    with cpu_for_gpus.sharing(lambda _: 0) as opened:
         with (
-            gpu_index.seeing("AB"),
+            cpu_for_gpus.seeing("AB"),
             mock.patch.object(torch.cuda, "get_device_properties", return_value=SimpleNamespace()),
         ):
             pickled = bytes(ForkingPickler.dumps(torch.ones(4)))
-        with gpu_index.seeing("BA"):
+        with cpu_for_gpus.seeing("BA"):
             pickle.loads(pickled)
     return opened
 
 
 def in_a_fork():
     """A process in which CUDA cannot be used, and torch raises."""
-    with gpu_index.cpu_for_gpus(lambda _: 0) as opened:
+    with cpu_for_gpus.sharing(lambda _: 0) as opened:
         pickled = sent()
         refused = RuntimeError("Cannot re-initialize CUDA in forked subprocess.")
-        with gpu_index.seeing("BA"), mock.patch.object(torch.cuda, "device_count", side_effect=refused):
+        with cpu_for_gpus.seeing("BA"), mock.patch.object(torch.cuda, "device_count", side_effect=refused):
             pickle.loads(pickled)
     return opened
 
@@ -114,10 +114,10 @@ def under_peers():
         uuids = [torch.cuda.get_device_properties(n).uuid for n in range(torch.cuda.device_count())]
         return rebuild(*arguments[:6], uuids.index(arguments[6]), *arguments[7:])
 
-    with gpu_index.cpu_for_gpus(lambda _: 0) as opened:
-        with gpu_index.seeing("AB"):
+    with cpu_for_gpus.sharing(lambda _: 0) as opened:
+        with cpu_for_gpus.seeing("AB"):
             function, arguments = by_uuid(torch.ones(4))
-        with gpu_index.seeing("BA"):
+        with cpu_for_gpus.seeing("BA"):
             function(*arguments)
     return opened
 
@@ -131,7 +131,7 @@ def of_the_cpu():
 
 def without_cuda(*, is_patched):
     """Receive a tensor of a GPU on a build without CUDA, as torch has it."""
-    with gpu_index.cpu_for_gpus(lambda _: 0):
+    with cpu_for_gpus.sharing(lambda _: 0):
         pickled = sent()
     with side(is_patched=is_patched):
         pickle.loads(pickled)

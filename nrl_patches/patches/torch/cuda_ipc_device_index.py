@@ -124,16 +124,16 @@ def receive_on_own_index(rebuild: Callable[..., Any]) -> Callable[..., Any]:
 def a_tensor_arrives_on_its_gpu() -> Observation:
     """Send a tensor to a process that sees the same two GPUs in another order."""
     import pickle
-    from multiprocessing.reduction import ForkingPickler
 
     import torch
-    import torch.multiprocessing  # Teaches the pickler tensors.
+    from torch.multiprocessing import reductions
 
     from nrl_patches.patches._shared import cpu_for_gpus
 
     with cpu_for_gpus.sharing(lambda _tensor: 0) as opened:
         with cpu_for_gpus.seeing(("A", "B")):
-            sent = bytes(ForkingPickler.dumps(torch.ones(4)))
+            rebuild, arguments = reductions.reduce_tensor(torch.ones(4))
+            index = pickle.dumps(arguments[6])
         with cpu_for_gpus.seeing(("B", "A")):
-            pickle.loads(sent)  # noqa: S301 - pickled above
+            rebuild(*arguments[:6], pickle.loads(index), *arguments[7:])  # noqa: S301 - pickled above
     return Observation(opened != [1], {"sent_from": 0, "received_on": opened[0], "is_there": 1})

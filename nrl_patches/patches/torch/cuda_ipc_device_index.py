@@ -12,8 +12,8 @@ Fix: the index stays, an int, and has the GPU's UUID with it. A receiver with th
     side, each side does what it did: the index is unpickled as a plain int, and needs nothing of this package.
 Remove when: torch hands over what identifies a GPU.
 
-NeMo RL, SGLang, slime, verl and ms-swift send the UUID in place of the index, which a receiver without their patch
-cannot read, and refuse a GPU that the receiver does not see. Theirs may be on top of this one.
+NeMo RL and SGLang send the UUID in place of the index, which a receiver without their patch cannot read, and refuse a
+GPU that the receiver does not see. Theirs may be on top of this one, whose status is `drifted` then, though it works.
 
 Without the patch, `tests/gpu/cuda_ipc.py` measured with torch 2.11.0 (CUDA 13.0) on two H100s: sent from `0,1` to
 `1,0`, both tensors have the other's index; from `0,1` to `1`, the second one, whose GPU the receiver sees, raises. From

@@ -7,7 +7,8 @@ Sends tensors of each kind on each GPU of the sender by a pickle and by a queue 
 patch and with it on both sides: the index at the receiver, whether that is the GPU on which the memory is, whether the
 tensor is what was sent, and whether it can be added to one on that GPU. Exits with 0 if, with the patch on both sides,
 that is so of each tensor whose GPU the receiver sees, and all else is as without the patch; `wrong` names the rest. The
-patch is applied in any torch. It takes some minutes.
+patch is applied in any torch. What ends a case is its report, ``error``: that is wrong, unless it is a CUDA error and
+the same without the patch. It takes some minutes.
 """
 
 import gc
@@ -15,9 +16,13 @@ import json
 import logging
 import os
 import pickle
+import queue as queues
+import re
 import subprocess
 import sys
+import tempfile
 import time
+import traceback
 from concurrent.futures import ThreadPoolExecutor
 from multiprocessing.reduction import ForkingPickler
 
@@ -33,6 +38,9 @@ SIDES = {"neither": (False, False), "sender": (True, False), "receiver": (False,
 """Where the patch is."""
 
 BY_HAND = "index set by hand"
+
+PATIENCE = 120
+"""How many seconds a process waits for another that is alive."""
 
 
 def environment(devices, *, is_patched, **settings):
@@ -59,6 +67,12 @@ def start():
     import torch.multiprocessing  # noqa: F401 - teaches the pickler tensors
 
     return warned
+
+
+def brief(error):
+    """Return the first line of an error, with its type unless that is one of CUDA."""
+    line = str(error).partition("\n")[0]
+    return line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}"
 
 
 def uuid(index):
@@ -112,8 +126,8 @@ def look(get, number, name, home, visible):
             report["share"] = len({each.untyped_storage().data_ptr() for each in got}) == 1
             got, expected = got[1], expected[1]
         report |= told(got, expected, home, visible)
-    except RuntimeError as error:
-        report["error"] = str(error).partition("\n")[0]
+    except Exception as error:  # noqa: BLE001 - also what torch asserts
+        report["error"] = brief(error)
     got = None
     gc.collect()  # Memory that is open stays what it was opened as.
     return report
@@ -157,27 +171,73 @@ def receive():
     print(json.dumps({"tensors": reports, "warned": warned}))
 
 
+def ended(process, errors):
+    """Write what a process wrote of its errors to those of this one, and raise if it failed."""
+    errors.seek(0)
+    lines = errors.read().decode(errors="replace").splitlines()
+    print(*lines, sep="\n", file=sys.stderr, flush=True)
+    if process.returncode:
+        raised = [line for line in lines if re.match(r"[\w.]*(Error|Exception|Empty)\b", line)]
+        raise ChildProcessError(f"{process.args[-1]}: {raised[-1] if raised else f'exit {process.returncode}'}")
+
+
 def by_pickle(sender, receiver):
     """Return what the receiver saw."""
     command, streams = [sys.executable, __file__], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-    source = subprocess.Popen([*command, "send"], env=sender, **streams)
-    target = subprocess.Popen([*command, "receive"], env=receiver, **streams)  # Meanwhile it starts.
-    found, _ = target.communicate(source.stdout.read())
-    source.communicate()
+    with tempfile.TemporaryFile() as of_source, tempfile.TemporaryFile() as of_target:
+        source = subprocess.Popen([*command, "send"], env=sender, stderr=of_source, **streams)
+        # Meanwhile it starts.
+        target = subprocess.Popen(
+            [*command, "receive"], env=receiver, stderr=of_target, **streams
+        )  # Meanwhile it starts.
+        try:
+            pickled = source.stdout.read()
+            if not pickled:
+                source.wait(PATIENCE)
+                ended(source, of_source)
+            found, _ = target.communicate(pickled, timeout=PATIENCE)
+            source.communicate(timeout=PATIENCE)
+            ended(target, of_target)
+            ended(source, of_source)
+        finally:
+            for each in (source, target):
+                each.kill()
+                each.wait()
     return json.loads(found)
 
 
 def get_all(queue, answers, done):
     """Look at what comes from a queue, in a child that was spawned."""
-    warned = start()
-    import torch
+    try:
+        warned = start()
+        import torch
 
-    visible = [uuid(n) for n in range(torch.cuda.device_count())]
-    reports = []
-    while (sent := queue.get()) is not None:
-        reports.append(look(queue.get, *sent, visible))
-    answers.put({"tensors": reports, "warned": warned})
-    done.wait()
+        visible = [uuid(n) for n in range(torch.cuda.device_count())]
+        reports = []
+        while (sent := queue.get(timeout=PATIENCE)) is not None:
+            reports.append(look(queue.get, *sent, visible))
+        answers.put({"tensors": reports, "warned": warned})
+    except Exception as error:  # noqa: BLE001 - the sender raises it
+        traceback.print_exc()
+        answers.put({"error": brief(error)})
+    done.wait(PATIENCE)
+
+
+def answer(child, answers, unsent):
+    """Return what a child answers, or raise soon after it has ended or something could not be sent to it."""
+    until = time.monotonic() + PATIENCE
+    while not unsent and time.monotonic() < until:
+        is_alive = child.is_alive()  # Before the look: what ended may have answered.
+        try:
+            found = answers.get(timeout=1)
+        except queues.Empty:
+            if not is_alive:
+                raise ChildProcessError(f"the receiver ended with {child.exitcode}") from None
+        else:
+            if "error" in found:
+                raise ChildProcessError(f"the receiver: {found['error']}")
+            return found
+    raise ChildProcessError(f"cannot be sent: {unsent[0]}" if unsent else "the receiver does not answer")
 
 
 def put_all():
@@ -187,27 +247,45 @@ def put_all():
 
     spawn = torch.multiprocessing.get_context("spawn")
     queue, answers, done = spawn.Queue(), spawn.Queue(), spawn.Event()
-    kept = [(n, each) for n in range(torch.cuda.device_count()) for each in made(n, f"cuda:{n}").items()]
+    unsent = []
+    queue._on_queue_feeder_error = lambda error, _: unsent.append(brief(error))  # Else it is dropped.
+    homes = [uuid(n) for n in range(torch.cuda.device_count())]
+    kept = [(n, each) for n in range(len(homes)) for each in made(n, f"cuda:{n}").items()]
     torch.cuda.synchronize()
     child = spawn.Process(target=get_all, args=(queue, answers, done), daemon=True)
+    own = dict(os.environ)
     os.environ.update(json.load(sys.stdin))
     child.start()
-    for n, (name, each) in kept:
-        if name != BY_HAND:
-            queue.put((n, name, uuid(n)))
-            queue.put(each)
-    queue.put(None)
-    print(json.dumps(answers.get(timeout=120)))
-    done.set()
-    child.join()
+    os.environ.update(own)  # torch may count devices by these variables again.
+    try:
+        for n, (name, each) in kept:
+            if name != BY_HAND:
+                queue.put((n, name, homes[n]))
+                queue.put(each)
+        queue.put(None)
+        print(json.dumps(answer(child, answers, unsent)))
+        done.set()
+        child.join(10)
+    finally:
+        queue.cancel_join_thread()
+        child.kill()
 
 
 def by_queue(sender, receiver):
     """Return what the receiver saw."""
-    command = [sys.executable, __file__, "put_all"]
-    done = subprocess.run(
-        command, env=sender, input=json.dumps(receiver), stdout=subprocess.PIPE, text=True, check=True
-    )
+    command, pipe = [sys.executable, __file__, "put_all"], subprocess.PIPE
+    with tempfile.TemporaryFile() as errors:
+        done = subprocess.run(
+            command,
+            env=sender,
+            input=json.dumps(receiver),
+            stdout=pipe,
+            stderr=errors,
+            text=True,
+            timeout=2 * PATIENCE,
+            check=False,
+        )
+        ended(done, errors)
     return json.loads(done.stdout)
 
 
@@ -215,9 +293,14 @@ def share(case):
     (sender, receiver), setting, side, way = case
     of_sender, of_receiver = SIDES[side]
     settings = SETTINGS[setting]
-    return way(
-        environment(sender, is_patched=of_sender, **settings), environment(receiver, is_patched=of_receiver, **settings)
+    variables = (
+        environment(sender, is_patched=of_sender, **settings),
+        environment(receiver, is_patched=of_receiver, **settings),
     )
+    try:
+        return way(*variables)
+    except Exception as error:  # noqa: BLE001 - the other cases go on
+        return {"error": f"{type(error).__name__}: {error}"}
 
 
 def wrong(report, before):
@@ -227,12 +310,17 @@ def wrong(report, before):
         report: Of these.
         before: The same without the patch.
     """
-    for found, unpatched in zip(report["tensors"], before["tensors"], strict=True):
+    if "error" in report:
+        if report != before or "CUDA error" not in report["error"]:
+            yield {"found": report, "unpatched": before}
+        return
+    befores = before.get("tensors") or [before] * len(report["tensors"])  # Of a case that ended, nothing is known.
+    for found, unpatched in zip(report["tensors"], befores, strict=True):
         is_repaired = all(found.get(what) is True for what in ("is_home", "is_right", "adds"))
         is_as_before = found == unpatched
         if found["name"] == BY_HAND or not found["is_visible"]:
-            is_well = is_as_before
-        elif "error" in unpatched and "invalid device ordinal" not in unpatched["error"]:
+            is_well = is_as_before or unpatched is before
+        elif "error" in unpatched and unpatched is not before and "invalid device" not in unpatched["error"].lower():
             is_well = is_repaired or is_as_before  # This machine cannot open such memory at all.
         else:
             is_well = is_repaired and found.get("share", True)
@@ -260,6 +348,8 @@ def cost():
 
 def summary(report):
     """Return the names of the tensors that have the same become of them."""
+    if "error" in report:
+        return report
     groups = {}
     for found in report["tensors"]:
         outcome = found.get("error") or ", ".join(
@@ -281,7 +371,8 @@ def main():
         (sender, receiver), setting, side, way = case
         name = f"{sender} to {receiver}{setting}, {way.__name__}, {side}"
         before = reports[((sender, receiver), setting, "neither", way)]
-        found = list(wrong(report, before)) if side == "both" else report != before and [report]
+        is_same = report == before and "CUDA error" in report.get("error", "CUDA error")
+        found = list(wrong(report, before)) if side == "both" else not is_same and [report]
         if found:
             problems[name] = found
         if side in {"neither", "both"}:

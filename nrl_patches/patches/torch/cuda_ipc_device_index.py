@@ -15,11 +15,12 @@ Remove when: torch hands over what identifies a GPU.
 NeMo RL and SGLang send the UUID in place of the index, which a receiver without their patch cannot read, and refuse a
 GPU that the receiver does not see. Theirs may be on top of this one, whose status is `drifted` then, though it works.
 
-Without the patch, `tests/gpu/cuda_ipc.py` measured with torch 2.11.0 (CUDA 13.0) on two H100s: sent from `0,1` to
-`1,0`, both tensors have the other's index; from `0,1` to `1`, the second one, whose GPU the receiver sees, raises. From
-`0` to `1`, where the receiver does not see the GPU, the values are right where peers have access to each other. The
-probe runs without a GPU: what the driver would answer is replaced, which is the handle of a storage, the storage that
-is opened by it, and the UUIDs.
+`tests/gpu/cuda_ipc.py` measured it with torch 2.11.0 (CUDA 13.0) on two H100s. Without the patch, tensors sent from
+`0,1` to `1,0` have each other's index; sent from `0,1` to `1`, the second one, whose GPU the receiver sees, raises.
+With it on both sides each is on its own GPU, and adds to a tensor there; on one side alone, nothing changes. From `0`
+to `1`, whose receiver does not see the GPU, values are right with and without it, where peers have access to each
+other. The probe runs without a GPU: what the driver would answer is replaced, which is the handle of a storage, the
+storage that is opened by it, and the UUIDs.
 """
 
 from __future__ import annotations

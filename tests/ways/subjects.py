@@ -611,6 +611,20 @@ SUBJECTS = (
         ),
     ),
     Subject(
+        "tensors sent to processes that see other GPUs",
+        patches=("torch.cuda_ipc_device_index",),
+        module="cuda_ipc",
+        environments={"torch==2.13.0": {}},
+        covers={
+            "call by position and by keyword": "by keyword",
+            "eager": "a tensor",
+            "deepcopy": "deepcopy",
+            "pickle": "pickle *",
+            "subclass": "subclass",
+        },
+        leaves_out=without("a tensor is sent outside of what is compiled, and by no model", *RULE[2:17]),
+    ),
+    Subject(
         "idle towers under FSDP2",
         patches=("torch.fsdp2_idle_tower",),
         module="fsdp2_idle_tower",

@@ -1,0 +1,126 @@
+"""A CUDA tensor that is sent to another process arrives on whichever GPU has the sender's index there.
+
+Problem: `reduce_tensor` (multiprocessing/reductions.py) hands over the index of the sender's device, and
+    `rebuild_cuda_tensor` takes it for one of its own. Under another `CUDA_VISIBLE_DEVICES` it stands for another GPU.
+Hit by: weights and data sent between trainers and inference engines that see different GPUs, or the same in another
+    order. With two GPUs in the opposite order, the tensor says `cuda:0` for memory that is on the receiver's `cuda:1`,
+    and arithmetic with a tensor beside it raises: "Expected all tensors to be on the same device". Where the receiver
+    sees fewer GPUs, "CUDA error: invalid device ordinal".
+Fix: the index stays, an int, and has the GPU's UUID with it. A receiver with the patch takes the index that this GPU
+    has there. An index that the receiver sets itself counts, as before, and so does the sender's where the receiver
+    does not see the GPU, whose memory it may reach all the same; it then warns once. Without the patch on the other
+    side, each side does what it did: the index is unpickled as a plain int, and needs nothing of this package.
+Remove when: torch hands over what identifies a GPU.
+
+NeMo RL, SGLang, slime, verl and ms-swift send the UUID in place of the index, which a receiver without their patch
+cannot read, and refuse a GPU that the receiver does not see. Theirs may be on top of this one.
+
+Without the patch, `tests/gpu/cuda_ipc.py` measured with torch 2.11.0 (CUDA 13.0) on two H100s: sent from `0,1` to
+`1,0`, both tensors have the other's index; from `0,1` to `1`, the second one, whose GPU the receiver sees, raises. From
+`0` to `1`, where the receiver does not see the GPU, the values are right where peers have access to each other. The
+probe runs without a GPU: what the driver would answer is replaced, which is the handle of a storage, the storage that
+is opened by it, and the UUIDs.
+"""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Callable
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from nrl_patches import Observation, Patch, mismatch
+from nrl_patches.patches._shared import gpu_index
+
+patch = Patch(
+    __name__,
+    affected="torch>=2.13.0,<=2.13.0",
+    upstream=(
+        "https://github.com/pytorch/pytorch/issues/149196",
+        "https://github.com/pytorch/pytorch/pull/149248",
+        "https://github.com/sgl-project/sglang/pull/4565",
+    ),
+    opt_out="NRL_DISABLE_CUDA_IPC_DEVICE_INDEX_PATCH",
+    relies_on=("torch.multiprocessing.reductions:reduce_tensor",),
+)
+
+
+# Not reduce_tensor itself, which picklers have in tables of their own.
+@patch.fix(
+    "torch.storage:TypedStorage._share_cuda_",
+    guard=lambda share: mismatch(share, parameters="self", attributes="_untyped_storage _share_cuda_"),
+)
+def send_uuid(share: Callable[..., tuple[Any, ...]]) -> Callable[..., tuple[Any, ...]]:
+    """Build a method whose index has the GPU's UUID with it.
+
+    Args:
+        share: torch's ``_share_cuda_``.
+    """
+
+    def share_with_uuid(self: Any, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
+        index, *handles = share(self, *args, **kwargs)
+        return (gpu_index.identified(index), *handles)
+
+    return share_with_uuid
+
+
+@patch.fix(
+    "torch._tensor:_rebuild_from_type",
+    guard=lambda rebuild: mismatch(rebuild, parameters="func type args dict", attributes="Tensor"),
+)
+def unpickle_uuid(rebuild: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a function that unpickles an index with its UUID.
+
+    Args:
+        rebuild: torch's ``_rebuild_from_type``, which is left to what old releases have pickled, and to
+            :class:`~nrl_patches.patches._shared.gpu_index.GpuIndex`.
+    """
+
+    def rebuild_with_uuid(func: Any, type: Any, args: Any, dict: Any) -> Any:  # noqa: A002 - torch's
+        return gpu_index.unpickled(rebuild(func, type, args, dict), dict)
+
+    return rebuild_with_uuid
+
+
+@patch.fix(
+    "torch.multiprocessing.reductions:rebuild_cuda_tensor",
+    guard=lambda rebuild: mismatch(rebuild, parameters="storage_device storage_handle", attributes="_new_shared_cuda"),
+)
+def receive_on_own_index(rebuild: Callable[..., Any]) -> Callable[..., Any]:
+    """Build a function that takes the index that the sender's GPU has in this process.
+
+    Args:
+        rebuild: torch's ``rebuild_cuda_tensor``.
+    """
+
+    def rebuild_on_own_index(  # noqa: PLR0913, PLR0917 - torch's
+        tensor_cls: Any,
+        tensor_size: Any,
+        tensor_stride: Any,
+        tensor_offset: Any,
+        storage_cls: Any,
+        dtype: Any,
+        storage_device: Any,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        index = gpu_index.own_index(storage_device)
+        return rebuild(
+            tensor_cls, tensor_size, tensor_stride, tensor_offset, storage_cls, dtype, index, *args, **kwargs
+        )
+
+    return rebuild_on_own_index
+
+
+@patch.probe
+def a_tensor_arrives_on_its_gpu() -> Observation:
+    """Send a tensor to a process that sees the same two GPUs in another order."""
+    import torch
+    import torch.multiprocessing  # Teaches the pickler tensors.
+
+    with gpu_index.cpu_for_gpus(lambda _tensor: 0) as opened:
+        with gpu_index.seeing(("A", "B")):
+            sent = bytes(ForkingPickler.dumps(torch.ones(4)))
+        with gpu_index.seeing(("B", "A")):
+            pickle.loads(sent)  # noqa: S301 - pickled above
+    return Observation(opened != [1], {"sent_from": 0, "received_on": opened[0], "is_there": 1})

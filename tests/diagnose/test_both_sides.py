@@ -3,6 +3,8 @@
 One engine serves as much as it can: starting one takes longer than everything that it is asked for.
 """
 
+import shutil
+
 import jsonschema
 import pytest
 from diagnose.running import HERE, build, findings, only, run
@@ -130,3 +132,21 @@ def test_untrained_rows_are_found(failed):
     assert tensors["model.embed_tokens.weight"]["ranges"]["identical"] == "20"
     assert tensors["model.embed_tokens.weight"]["ranges"]["copies"] == "31"
     assert tensors["model.embed_tokens.weight"]["count"]["nan"] == 1
+
+
+def test_a_model_of_the_hub_is_taken_by_its_id(sound, tmp_path, monkeypatch):
+    # As the hub's own library keeps what it has downloaded; there is no hub in a test.
+    commit = "0" * 40
+    kept = tmp_path / "hub" / "models--acme--tiny"
+    (kept / "refs").mkdir(parents=True)
+    (kept / "refs" / "main").write_text(commit, encoding="utf-8")
+    shutil.copytree(sound, kept / "snapshots" / commit)
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    options = (*only("embeddings"), "--state", "on")
+    code, report, _ = run("acme/tiny", tmp_path / "told", *options)
+    assert {found["verdict"] for found in report["findings"]} == {"ok"}
+    assert code == 0
+    _, report, _ = run("acme/another", tmp_path / "unknown", *options)
+    assert {found["verdict"] for found in report["findings"]} == {"not-run"}
+    assert all("the model cannot be read: " in found["reason"] for found in report["findings"])

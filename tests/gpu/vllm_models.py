@@ -20,6 +20,17 @@ TEXT = {
     "bos_token_id": 2,
     "eos_token_id": 1,
 }
+GEMMA4 = TEXT | {
+    "num_hidden_layers": 6,
+    "head_dim": 64,
+    "sliding_window": 64,
+    "global_head_dim": 64,
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 8,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 128,
+}
 HYBRID = TEXT | {
     "hybrid_override_pattern": "M-M*-M-",
     "head_dim": 64,
@@ -52,7 +63,12 @@ SPECIAL = {
 }
 TOWER = {"name": "vit_small_patch16_224", "width": 384, "depth": 12, "inner": 1536, "side": 64, "patch": 16}
 
+EXPERTS = TEXT | {"num_experts_per_tok": 2, "head_dim": 64, "num_hidden_layers": 4}
+ROPE = {"rope_type": "default", "rope_theta": 1e4}
+
 FAMILIES = ("gemma3", "qwen2_5_vl", "apertus", "nemotron_h", "nano_nemotron_vl")
+OTHERS = ("gemma4", "qwen3_moe", "gpt_oss", "gpt_oss_mxfp4", "mamba")
+"""Gemma 4 is one with experts beside its dense layers."""
 
 PROMPTS = ([3, 5, 9, 11, 20], [7, 40, 2, 81, 33, 64, 5, 120, 9], list(range(100, 164)))
 IMAGE_PROMPTS = {
@@ -65,7 +81,7 @@ UNSENT = {"apertus": ("act_fn.beta", "act_fn.eps")}
 
 
 def make(family, folder):
-    """Write a checkpoint of one of ``FAMILIES`` into an empty folder; return the folder."""
+    """Write a checkpoint of one of ``FAMILIES`` or ``OTHERS`` into an empty folder; return the folder."""
     import transformers as t
 
     folder.mkdir(parents=True)
@@ -74,8 +90,18 @@ def make(family, folder):
         fields = TEXT | {"num_hidden_layers": 6, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 64}
         model = t.Gemma3ForCausalLM(t.Gemma3TextConfig(**fields))
     elif family == "apertus":
-        rope = {"rope_type": "default", "rope_theta": 1e4}
-        model = t.ApertusForCausalLM(t.ApertusConfig(**TEXT | {"num_hidden_layers": 4, "rope_parameters": rope}))
+        model = t.ApertusForCausalLM(t.ApertusConfig(**TEXT | {"num_hidden_layers": 4, "rope_parameters": ROPE}))
+    elif family == "gemma4":
+        model = t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4))
+    elif family == "qwen3_moe":
+        fields = EXPERTS | {"num_experts": 8, "moe_intermediate_size": 128, "rope_parameters": ROPE}
+        model = t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**fields))
+    elif family.startswith("gpt_oss"):
+        fields = EXPERTS | {"num_local_experts": 8, "intermediate_size": 256, "sliding_window": 64}
+        model = t.GptOssForCausalLM(t.GptOssConfig(**fields))
+    elif family == "mamba":
+        fields = {name: TEXT[name] for name in ("hidden_size", "vocab_size", "tie_word_embeddings", "eos_token_id")}
+        model = t.MambaForCausalLM(t.MambaConfig(**fields | {"num_hidden_layers": 4, "state_size": 16}))
     elif family == "qwen2_5_vl":
         rope = {"type": "mrope", "rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e4}
         names = ("image", "video", "vision_start", "vision_end")
@@ -89,7 +115,9 @@ def make(family, folder):
     else:
         model = t.NemotronHForCausalLM(t.NemotronHConfig(**HYBRID))
     model = _randomized(model).to(torch.bfloat16)
-    if family in ("gemma3", "apertus", "qwen2_5_vl"):
+    if family == "gpt_oss_mxfp4":
+        _save_mxfp4(folder, model)
+    elif not family.startswith(("nemotron", "nano")):
         model.save_pretrained(folder)
     else:
         _save_hybrid(folder, model, with_tower=family == "nano_nemotron_vl")
@@ -103,9 +131,33 @@ def _randomized(model):
         for name, weight in model.named_parameters():
             if weight.ndim > 1:
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.08)
-            elif name.endswith("bias"):
+            elif name.endswith(("bias", "sinks")):
                 weight.copy_(torch.randn(weight.shape, generator=generator) * 0.02)
     return model
+
+
+def _save_mxfp4(folder, model):
+    """Save GPT-OSS with experts of random four-bit values, which share a scale by 32, as the hub has them."""
+    from safetensors.torch import save_file
+
+    generator = torch.Generator().manual_seed(3)
+
+    def drawn(low, high, *shape):
+        return torch.randint(low, high, shape, dtype=torch.uint8, generator=generator)
+
+    tensors = {}
+    for name, weight in model.state_dict().items():
+        if name.endswith(("gate_up_proj", "down_proj")):
+            experts, columns, rows = weight.shape  # The hub has them transposed.
+            tensors[f"{name}_blocks"] = drawn(0, 256, experts, rows, columns // 32, 16)
+            tensors[f"{name}_scales"] = drawn(119, 123, experts, rows, columns // 32)
+        else:
+            tensors[name] = weight.detach().contiguous()
+    save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    kept = ["model.layers.*.self_attn", "model.layers.*.mlp.router", "model.embed_tokens", "lm_head"]
+    model.config.quantization_config = {"quant_method": "mxfp4", "modules_to_not_convert": kept}
+    model.config.architectures = ["GptOssForCausalLM"]
+    model.config.save_pretrained(folder)
 
 
 def _save_hybrid(folder, model, *, with_tower):

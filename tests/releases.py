@@ -33,6 +33,8 @@ ENVIRONMENTS = (
     "transformers==4.53.1",  # the first that tells packed sequences apart
     "transformers==4.54.0",  # the first with LFM2
     "transformers==4.55.0",  # the first with gpt-oss
+    "transformers==4.55.2",  # the last whose hybrid models forget their state
+    "transformers==4.55.3",
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
     "transformers==4.57.1",  # the first with Qwen3-Next

@@ -383,6 +383,31 @@ SUBJECTS = (
         },
     ),
     Subject(
+        "caches of hybrid models",
+        patches=("transformers.hybrid_cache_is_falsy",),
+        module="hybrid_cache",
+        environments={
+            "transformers==4.54.0": {"compiles": ()},
+            "transformers==4.55.2": {},
+        },
+        fixed="transformers==4.55.3",
+        covers={way: pattern for way, pattern in KV_SHARING.items() if "compile" not in way}
+        | {
+            "call by position and by keyword": "*, called by position",
+            "eager": "*, by keyword",
+            "compile, backend eager": "*, compile eager",
+            "compile, backend aot_eager": "*, compile aot_eager",
+            "no checkpointing": "checkpointing none",
+            "DDP": "DDP",
+            "DDP, find_unused_parameters": "DDP find_unused_parameters",
+            "FSDP2": "FSDP2",
+            "LoRA": "LoRA",
+            "autocast": "autocast",
+        },
+        leaves_out=without("it compiles the graphs of aot_eager", "compile, backend inductor")
+        | without("these releases look at values of `cache_position`, and make several graphs", "compile, fullgraph"),
+    ),
+    Subject(
         "gated delta nets",
         patches=tuple(
             f"transformers.{family}_packed_state"

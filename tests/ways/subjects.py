@@ -495,8 +495,15 @@ SUBJECTS = (
         fixed="transformers==5.15.0",
         covers=CHUNKS,
         leaves_out=INDUCTOR,
-        # Before 4.52.0 a row and a single token do not give a head the same group, whatever the size of a chunk.
-        open={"transformers==4.49.0": "Zamba2, generated *"},
+    ),
+    Subject(
+        "groups of Mamba-2 in transformers",
+        patches=("transformers.mamba2_head_groups",),
+        module="head_groups",
+        environments={"transformers==4.49.0": {}, "transformers==4.51.3": {"whole": False}},
+        fixed="transformers==4.52.1",
+        covers=CHUNKS,
+        leaves_out=INDUCTOR,
     ),
     Subject(
         "time steps of Mamba-2 in transformers",
@@ -511,8 +518,6 @@ SUBJECTS = (
         },
         covers=CHUNKS,
         leaves_out=INDUCTOR,
-        # As above.
-        open={"transformers==4.49.0": "Zamba2, generated *"},
     ),
     Subject(
         "Mamba-2 by kernels in transformers",

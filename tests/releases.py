@@ -29,10 +29,14 @@ ENVIRONMENTS = (
     "transformers==4.48.1",  # the first whose Trainer adds up no more losses than it is told to
     "transformers==4.49.0",
     "transformers==4.50.0",  # the first with Gemma 3
+    "transformers==4.51.3",  # the last whose Mamba-2 mixes its groups up
+    "transformers==4.52.1",
     "transformers==4.53.0",  # the first with Gemma 3n
     "transformers==4.53.1",  # the first that tells packed sequences apart
     "transformers==4.54.0",  # the first with LFM2
     "transformers==4.55.0",  # the first with gpt-oss
+    "transformers==4.55.2",  # the last whose hybrid models forget their state
+    "transformers==4.55.3",
     "transformers==4.55.4",  # the last whose Gemma 3n picks shared states from the cache's layers
     "transformers==4.56.0",
     "transformers==4.57.1",  # the first with Qwen3-Next

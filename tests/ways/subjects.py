@@ -383,6 +383,31 @@ SUBJECTS = (
         },
     ),
     Subject(
+        "caches of hybrid models",
+        patches=("transformers.hybrid_cache_is_falsy",),
+        module="hybrid_cache",
+        environments={
+            "transformers==4.54.0": {"compiles": ()},
+            "transformers==4.55.2": {},
+        },
+        fixed="transformers==4.55.3",
+        covers={way: pattern for way, pattern in KV_SHARING.items() if "compile" not in way}
+        | {
+            "call by position and by keyword": "*, called by position",
+            "eager": "*, by keyword",
+            "compile, backend eager": "*, compile eager",
+            "compile, backend aot_eager": "*, compile aot_eager",
+            "no checkpointing": "checkpointing none",
+            "DDP": "DDP",
+            "DDP, find_unused_parameters": "DDP find_unused_parameters",
+            "FSDP2": "FSDP2",
+            "LoRA": "LoRA",
+            "autocast": "autocast",
+        },
+        leaves_out=without("it compiles the graphs of aot_eager", "compile, backend inductor")
+        | without("these releases look at values of `cache_position`, and make several graphs", "compile, fullgraph"),
+    ),
+    Subject(
         "gated delta nets",
         patches=tuple(
             f"transformers.{family}_packed_state"
@@ -470,8 +495,15 @@ SUBJECTS = (
         fixed="transformers==5.15.0",
         covers=CHUNKS,
         leaves_out=INDUCTOR,
-        # Before 4.52.0 a row and a single token do not give a head the same group, whatever the size of a chunk.
-        open={"transformers==4.49.0": "Zamba2, generated *"},
+    ),
+    Subject(
+        "groups of Mamba-2 in transformers",
+        patches=("transformers.mamba2_head_groups",),
+        module="head_groups",
+        environments={"transformers==4.49.0": {}, "transformers==4.51.3": {"whole": False}},
+        fixed="transformers==4.52.1",
+        covers=CHUNKS,
+        leaves_out=INDUCTOR,
     ),
     Subject(
         "time steps of Mamba-2 in transformers",
@@ -486,8 +518,6 @@ SUBJECTS = (
         },
         covers=CHUNKS,
         leaves_out=INDUCTOR,
-        # As above.
-        open={"transformers==4.49.0": "Zamba2, generated *"},
     ),
     Subject(
         "Mamba-2 by kernels in transformers",

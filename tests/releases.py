@@ -83,6 +83,7 @@ ENVIRONMENTS = (
     "vllm==0.9.1",  # the first whose dummy loader has `load_weights`
     "vllm==0.10.0",  # the first with Voxtral
     "vllm==0.10.1",  # the first whose GLM-4.5 knows types, and with Step3
+    "vllm==0.10.2",  # the first with Seed-OSS
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
     "vllm==0.11.1",  # the first that shares a target's head with a draft
     "vllm==0.16.0",  # the first that reloads layerwise

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from nrl_patches.patches._shared import tool_arguments
+from nrl_patches.patches._shared import seed_oss, tool_arguments
 from nrl_patches.patches._shared.tool_arguments import complete, streamed
 
 FORMS = {
@@ -14,6 +14,7 @@ FORMS = {
     "poolside_v1": tool_arguments.GLM4,
     "step3": tool_arguments.STEP3,
     "minicpm5": tool_arguments.MINICPM5,
+    "seed_oss": seed_oss.SEED_OSS,
 }
 TEXTS = (tool_arguments.INDENTED, "\n\n  a\n\n", " ", "\n", "", "\t\u00a0x\u3000", " 5 ", "true\n", ' "é" \\ ')
 OTHERS = {"count": "5", "flag": "true", "items": '{"x": [1]}'}

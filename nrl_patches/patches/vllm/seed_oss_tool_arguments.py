@@ -24,7 +24,10 @@ from nrl_patches.patches._shared import seed_oss, tool_arguments
 patch = Patch(
     __name__,
     affected="vllm>=0.10.2,<=0.33.0",
-    upstream=("https://github.com/vllm-project/vllm/pull/46314",),
+    upstream=(
+        "https://github.com/vllm-project/vllm/pull/46314",
+        "https://github.com/vllm-project/vllm/pull/58019",  # for MiMo
+    ),
     opt_out="NRL_DISABLE_VLLM_SEED_OSS_TOOL_ARGUMENTS_PATCH",
 )
 

@@ -186,10 +186,8 @@ def by_pickle(sender, receiver):
     command, streams = [sys.executable, __file__], {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
     with tempfile.TemporaryFile() as of_source, tempfile.TemporaryFile() as of_target:
         source = subprocess.Popen([*command, "send"], env=sender, stderr=of_source, **streams)
-        # Meanwhile it starts.
-        target = subprocess.Popen(
-            [*command, "receive"], env=receiver, stderr=of_target, **streams
-        )  # Meanwhile it starts.
+        # Before the tensors are read, so that both processes start at once.
+        target = subprocess.Popen([*command, "receive"], env=receiver, stderr=of_target, **streams)
         try:
             pickled = source.stdout.read()
             if not pickled:

@@ -79,10 +79,10 @@ def twice(receiver):
 
 
 def without_uuid():
-    """torch builds that do not tell UUIDs."""
+    """torch builds that do not tell UUIDs, here of the only GPU: no other one has the same."""
     with cpu_for_gpus.sharing(lambda _: 0) as opened:
         with (
-            cpu_for_gpus.seeing("AB"),
+            cpu_for_gpus.seeing("A"),
             mock.patch.object(torch.cuda, "get_device_properties", return_value=SimpleNamespace()),
         ):
             pickled = bytes(ForkingPickler.dumps(torch.ones(4)))

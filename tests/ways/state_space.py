@@ -237,6 +237,30 @@ def compiled(family, backend):
         return gap
 
 
+def compiled_generation(family):
+    """Decode with the cache of fixed size under which ``generate`` compiles each step, and without compiling."""
+    from transformers import CompileConfig
+
+    model = build(family).eval()
+    settings = CompileConfig(backend="eager", fullgraph=True, dynamic=False)
+    settings._compile_all_devices = True
+    options = {"max_new_tokens": 4, "do_sample": False, "cache_implementation": "static", "compile_config": settings}
+    prompt = TOKENS[:, :7]
+    found = {}
+    for stance in ("force_eager", "default"):
+        torch._dynamo.reset()
+        with torch.compiler.set_stance(stance):
+            steps = model.generate(
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                return_dict_in_generate=True,
+                output_logits=True,
+                **options,
+            ).logits
+        found[stance] = {"logits": torch.stack(steps)}
+    return distance(found["default"], found["force_eager"])
+
+
 COMPILED = (("eager", "NemotronH"), ("aot_eager", "NemotronH"), ("aot_eager", "FalconH1"), ("inductor", "Lfm2"))
 """Backends, and the family that each compiles."""
 
@@ -283,3 +307,5 @@ def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
         yield f"DDP find_unused_parameters, checkpointing {how}", partial(ddp, main, how, find_unused_parameters=True)
     for backend, family in compiles:
         yield f"compile {backend} fullgraph, {family}", partial(compiled, family, backend)
+    for family in sorted({family for backend, family in compiles if backend != "inductor"}):
+        yield f"compile eager fullgraph, {family}, generate", partial(compiled_generation, family)

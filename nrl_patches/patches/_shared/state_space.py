@@ -111,9 +111,10 @@ def _takes_packed(kind: type, kinds: Collection[str], modules: Collection[str]) 
     """Whether the forward of a class is one of ours, or that of a class derived from one that has it."""
     if not any(base.__name__ in kinds for base in kind.__mro__):
         return False
-    has_it = next(base for base in kind.__mro__ if "forward" in vars(base))
+    # By attribute: dynamo does not read the dictionary of a class once any other has changed in the graph.
+    *_, has_it = (base for base in kind.__mro__ if getattr(base, "forward", None) is kind.forward)  # type: ignore[attr-defined]
     # Another party's forward, in the place of ours, would not know what to do with it.
-    return has_it.__name__ not in kinds or vars(has_it)["forward"].__module__ in modules
+    return has_it.__name__ not in kinds or kind.forward.__module__ in modules  # type: ignore[attr-defined]
 
 
 def _of_padding(mask: Any) -> Any:

@@ -29,6 +29,10 @@ patch = Patch(
         "https://github.com/vllm-project/vllm/pull/58019",  # for MiMo
     ),
     opt_out="NRL_DISABLE_VLLM_SEED_OSS_TOOL_ARGUMENTS_PATCH",
+    relies_on=(
+        "vllm.parser.seed_oss:SeedOssParser",
+        "vllm.parser.qwen3:Qwen3Parser.__init__",
+    ),
 )
 
 for module in tool_arguments.MODULES:

@@ -1,23 +1,27 @@
 """Packed rows of gated delta nets and state-space models on a GPU, by the kernels that are installed there.
 
-    python linear_attention.py
+    python linear_attention.py [--no-times] [MODEL...]
 
 One JSON object per model: the kernels, and how far the logits of packed rows are from the same sequences alone without
-the patches and with them, told by `position_ids` and by `cu_seq_lens_q` too. Then the time of a training step of
-Qwen3.5: packed rows against padded ones of as many tokens, without the patches and with them.
+the patches and with them, told by `position_ids` and by `cu_seq_lens_q` too; and the gradients, relatively, with the
+parameter that is the farthest. Then the time of a training step of Qwen3.5 and Nemotron-H: packed rows against padded
+ones of as many tokens, without the patches and with them.
 """
 
+import inspect
+import itertools
 import json
 import statistics
+import sys
 import time
 from contextlib import nullcontext
 
 import torch
+from packed_rows import gradient_gap, leak
 
 import nrl_patches
 from nrl_patches.patches._shared import state_space_models
 from nrl_patches.patches._shared.linear_attention_models import FAMILIES
-from nrl_patches.patches._shared.packing import leak
 from nrl_patches.patches._shared.quiet import quiet
 
 LENGTHS = (70, 1, 57)
@@ -52,10 +56,23 @@ def delta_net(family, layers=2, width=128):
     return getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
 
 
+KERNELS = ("chunk_gated_delta_rule", "causal_conv1d_fn", "mamba_chunk_scan_combined", "selective_scan_fn")
+
+
 def kernels(model):
-    mixer = next((m for m in model.modules() if type(m).__name__.endswith("GatedDeltaNet")), None)
-    rule = getattr(mixer, "chunk_gated_delta_rule", None)
-    return f"{getattr(rule, '__module__', None)}.{getattr(rule, '__name__', None)}"
+    """Return where the functions are from that its mixers call, by name."""
+    kinds = {type(module) for module in model.modules() if hasattr(module, "conv1d") or hasattr(module, "conv")}
+    places = [vars(sys.modules[base.__module__]) for kind in kinds for base in kind.__mro__]
+    places += [vars(module) for module in model.modules() if type(module) in kinds]
+    found = {name: place[name] for name in KERNELS for place in places if place.get(name) is not None}
+    return {name: implementation(function).__module__ for name, function in found.items()}
+
+
+def implementation(function):
+    """Return what transformers' wrapper calls, which tells the signature of the path without kernels."""
+    own = getattr(function, "__wrapped__", None)
+    inner = inspect.getclosurevars(function).nonlocals.get("implementation") if own else None
+    return inner or own or function
 
 
 def rounding(build):
@@ -68,9 +85,19 @@ def rounding(build):
     return float((exact - rounded).abs().max())
 
 
-def state_space(family):
+WIDER = {
+    "NemotronH": {"mamba_head_dim": 16, "ssm_state_size": 16, "chunk_size": 64},
+    "Zamba2": {"mamba_d_state": 16, "chunk_size": 64},
+    "Jamba": {"use_mamba_kernels": True},
+}
+"""What kernels ask for more than tiny models need, by family."""
+STATE = {"mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 64, "mamba_d_ssm": 128}
+
+
+def state_space(family, **changes):
+    given = {"hidden_size": 64, **WIDER.get(family, {} if family.startswith("Lfm") else STATE), **changes}
     with torch.device("cpu"):
-        model = state_space_models.tiny_model(family, "sdpa")
+        model = state_space_models.tiny_model(family, "sdpa", **given)
     return model.to("cuda")
 
 
@@ -80,6 +107,10 @@ def outcome(build):
         with quiet():
             model = build()
             found = {"kernels": kernels(model), "float32": leak(model, LENGTHS, use_cache=False)}
+            try:
+                found["gradients"] = gradient_gap(model, LENGTHS)
+            except RuntimeError as error:  # fla refuses its backward pass with some releases of Triton.
+                found["gradients"] = str(error)[:160]
             found["bfloat16"] = leak(model.to(torch.bfloat16), LENGTHS, use_cache=False)
             found["rounding of bfloat16"] = rounding(build)
             try:
@@ -103,9 +134,26 @@ def seconds(model, tokens, positions):
     return statistics.median(times[2:])
 
 
-def step_times():
-    model = delta_net("qwen3_5", layers=8, width=1024).to(torch.bfloat16).train()
-    tokens = torch.randint(0, 512, (4, 2048))
+LARGE = {
+    "Qwen3.5": lambda: delta_net("qwen3_5", layers=8, width=1024),
+    "Nemotron-H": lambda: state_space(
+        "NemotronH",
+        hidden_size=1024,
+        intermediate_size=2048,
+        num_attention_heads=8,
+        head_dim=64,
+        layers_block_type=["mamba", "attention"] * 4,
+        mamba_num_heads=32,
+        mamba_head_dim=64,
+        ssm_state_size=128,
+        chunk_size=256,
+    ),
+}
+
+
+def step_times(build):
+    model = build().to(torch.bfloat16).train()
+    tokens = torch.randint(3, model.config.vocab_size, (4, 2048))
     positions = torch.arange(2048).expand(4, -1)
     padded = seconds(model, tokens, positions)
     return {"padded": padded, "packed": seconds(model, tokens.view(1, -1), positions.reshape(1, -1))}
@@ -118,23 +166,25 @@ def main():
     print(json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}))
     torch.set_default_device("cuda")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    asked = [argument for argument in sys.argv[1:] if argument != "--no-times"]
     there = [family for family in FAMILIES if hasattr(transformers, f"{FAMILIES[family]}ForCausalLM")]
     builds = {family: lambda family=family: delta_net(family) for family in there if "qwen" in family}
-    for family in ("NemotronH", "FalconH1", "Lfm2"):
+    for family in (*state_space_models.MAMBA, "Lfm2"):
         builds[family] = lambda family=family: state_space(family)
     for name, build in builds.items():
-        outcome(build)  # Imports the module, so that its patches are applied.
-        applied = [p for p, s in nrl_patches.status().items() if s.state == "applied"]
+        if asked and name not in asked:
+            continue
+        build()  # Imports the module, so that its patches are applied.
         for side in ("off", "on"):
-            with nrl_patches.undo(*applied) if side == "off" else nullcontext():
+            with nrl_patches.undo() if side == "off" else nullcontext():
                 print(json.dumps({"model": name, side: outcome(build)}), flush=True)
-    applied = [p for p, s in nrl_patches.status().items() if s.state == "applied"]
-    for side in ("off", "on", "off", "on"):
-        with nrl_patches.undo(*applied) if side == "off" else nullcontext():
+    timed = () if "--no-times" in sys.argv else LARGE
+    for name, side in itertools.product(timed, ("off", "on", "off", "on")):
+        with nrl_patches.undo() if side == "off" else nullcontext():
             try:
-                print(json.dumps({"training step, seconds": side, **step_times()}), flush=True)
-            except RuntimeError as error:  # fla refuses its backward pass with some releases of Triton.
-                print(json.dumps({"training step": side, "error": str(error)[:160]}), flush=True)
+                print(json.dumps({"training step, seconds": name, "side": side, **step_times(LARGE[name])}), flush=True)
+            except RuntimeError as error:
+                print(json.dumps({"training step": name, "side": side, "error": str(error)[:160]}), flush=True)
     print(json.dumps({p: str(s.state) for p, s in nrl_patches.status().items() if "packed" in p or "pack" in p}))
 
 

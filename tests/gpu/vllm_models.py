@@ -60,6 +60,29 @@ SPECIAL = {
     1010: "<image>",
     1011: "<img>",
     1012: "</img>",
+    1020: "<|audio|>",
+    1021: "<|audio>",
+    1022: "<audio|>",
+}
+GEMMA4_TOWERS = {
+    "vision_config": {
+        "hidden_size": 128,
+        "intermediate_size": 256,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 2,
+        "head_dim": 64,
+        "use_clipped_linears": True,
+        "default_output_length": 280,
+    },
+    "audio_config": {"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 2, "output_proj_dims": 256},
+    "image_token_id": 1005,
+    "boi_token_id": 1002,
+    "eoi_token_id": 1003,
+    "video_token_id": 1006,
+    "audio_token_id": 1020,
+    "boa_token_id": 1021,
+    "eoa_token_index": 1022,
 }
 TOWER = {"name": "vit_small_patch16_224", "width": 384, "depth": 12, "inner": 1536, "side": 64, "patch": 16}
 
@@ -67,16 +90,24 @@ EXPERTS = TEXT | {"num_experts_per_tok": 2, "head_dim": 64, "num_hidden_layers":
 ROPE = {"rope_type": "default", "rope_theta": 1e4}
 
 FAMILIES = ("gemma3", "qwen2_5_vl", "apertus", "nemotron_h", "nano_nemotron_vl")
-OTHERS = ("gemma4", "qwen3_moe", "gpt_oss", "gpt_oss_mxfp4", "mamba")
-"""Gemma 4 is one with experts beside its dense layers."""
+OTHERS = ("gemma4", "gemma4_towers", "gemma4_parameters", "qwen3_moe", "gpt_oss", "gpt_oss_mxfp4", "mamba")
+"""Gemma 4 is one with experts beside its dense layers; its towers are those of images and of sound, and of its
+parameters is a stream that has none of its buffers.
+"""
 
 PROMPTS = ([3, 5, 9, 11, 20], [7, 40, 2, 81, 33, 64, 5, 120, 9], list(range(100, 164)))
-IMAGE_PROMPTS = {
-    "qwen2_5_vl": [3, 1002, 1005, 1003, 9, 11, 20],
-    "nano_nemotron_vl": [3, 1010, 9, 11, 20],
+MEDIA_PROMPTS = {
+    "qwen2_5_vl": {"image": [3, 1002, 1005, 1003, 9, 11, 20]},
+    "nano_nemotron_vl": {"image": [3, 1010, 9, 11, 20]},
+    "gemma4_towers": {"image": [3, 1005, 9, 11, 20], "audio": [3, 1020, 9, 11, 20]},
+    "gemma4_parameters": {"audio": [3, 1020, 9, 11, 20]},
 }
+"""By family, prompts that show something of a kind."""
 
-UNSENT = {"apertus": ("act_fn.beta", "act_fn.eps")}
+UNSENT = {
+    "apertus": ("act_fn.beta", "act_fn.eps"),
+    "gemma4_parameters": ("put_min", "put_max", "layer_scalar"),
+}
 """Buffers that a stream made of a model's parameters does not carry."""
 
 
@@ -86,34 +117,7 @@ def make(family, folder):
 
     folder.mkdir(parents=True)
     torch.manual_seed(0)
-    if family == "gemma3":
-        fields = TEXT | {"num_hidden_layers": 6, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 64}
-        model = t.Gemma3ForCausalLM(t.Gemma3TextConfig(**fields))
-    elif family == "apertus":
-        model = t.ApertusForCausalLM(t.ApertusConfig(**TEXT | {"num_hidden_layers": 4, "rope_parameters": ROPE}))
-    elif family == "gemma4":
-        model = t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4))
-    elif family == "qwen3_moe":
-        fields = EXPERTS | {"num_experts": 8, "moe_intermediate_size": 128, "rope_parameters": ROPE}
-        model = t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**fields))
-    elif family.startswith("gpt_oss"):
-        fields = EXPERTS | {"num_local_experts": 8, "intermediate_size": 256, "sliding_window": 64}
-        model = t.GptOssForCausalLM(t.GptOssConfig(**fields))
-    elif family == "mamba":
-        fields = {name: TEXT[name] for name in ("hidden_size", "vocab_size", "tie_word_embeddings", "eos_token_id")}
-        model = t.MambaForCausalLM(t.MambaConfig(**fields | {"num_hidden_layers": 4, "state_size": 16}))
-    elif family == "qwen2_5_vl":
-        rope = {"type": "mrope", "rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e4}
-        names = ("image", "video", "vision_start", "vision_end")
-        config = t.Qwen2_5_VLConfig(
-            text_config=TEXT | {"num_hidden_layers": 4, "rope_theta": 1e4, "rope_scaling": rope},
-            vision_config=QWEN_VISION,
-            tie_word_embeddings=False,
-            **{f"{n}_token_id": i for n, i in zip(names, (1005, 1006, 1002, 1003), strict=True)},
-        )
-        model = t.Qwen2_5_VLForConditionalGeneration(config)
-    else:
-        model = t.NemotronHForCausalLM(t.NemotronHConfig(**HYBRID))
+    model = _BUILDERS.get(family.removesuffix("_mxfp4"), _hybrid)(t)
     model = _randomized(model).to(torch.bfloat16)
     if family == "gpt_oss_mxfp4":
         _save_mxfp4(folder, model)
@@ -123,6 +127,68 @@ def make(family, folder):
         _save_hybrid(folder, model, with_tower=family == "nano_nemotron_vl")
     _make_tokenizer(folder, family)
     return folder
+
+
+def _gemma3(t):
+    fields = TEXT | {"num_hidden_layers": 6, "head_dim": 64, "query_pre_attn_scalar": 64, "sliding_window": 64}
+    return t.Gemma3ForCausalLM(t.Gemma3TextConfig(**fields))
+
+
+def _apertus(t):
+    return t.ApertusForCausalLM(t.ApertusConfig(**TEXT | {"num_hidden_layers": 4, "rope_parameters": ROPE}))
+
+
+def _gemma4(t):
+    return t.Gemma4ForCausalLM(t.Gemma4TextConfig(**GEMMA4))
+
+
+def _gemma4_towers(t):
+    config = t.Gemma4Config(text_config=GEMMA4, tie_word_embeddings=False, **GEMMA4_TOWERS)
+    return t.Gemma4ForConditionalGeneration(config)
+
+
+def _qwen3_moe(t):
+    fields = EXPERTS | {"num_experts": 8, "moe_intermediate_size": 128, "rope_parameters": ROPE}
+    return t.Qwen3MoeForCausalLM(t.Qwen3MoeConfig(**fields))
+
+
+def _gpt_oss(t):
+    fields = EXPERTS | {"num_local_experts": 8, "intermediate_size": 256, "sliding_window": 64}
+    return t.GptOssForCausalLM(t.GptOssConfig(**fields))
+
+
+def _mamba(t):
+    fields = {name: TEXT[name] for name in ("hidden_size", "vocab_size", "tie_word_embeddings", "eos_token_id")}
+    return t.MambaForCausalLM(t.MambaConfig(**fields | {"num_hidden_layers": 4, "state_size": 16}))
+
+
+def _qwen2_5_vl(t):
+    rope = {"type": "mrope", "rope_type": "default", "mrope_section": [8, 12, 12], "rope_theta": 1e4}
+    names = ("image", "video", "vision_start", "vision_end")
+    config = t.Qwen2_5_VLConfig(
+        text_config=TEXT | {"num_hidden_layers": 4, "rope_theta": 1e4, "rope_scaling": rope},
+        vision_config=QWEN_VISION,
+        tie_word_embeddings=False,
+        **{f"{n}_token_id": i for n, i in zip(names, (1005, 1006, 1002, 1003), strict=True)},
+    )
+    return t.Qwen2_5_VLForConditionalGeneration(config)
+
+
+def _hybrid(t):
+    return t.NemotronHForCausalLM(t.NemotronHConfig(**HYBRID))
+
+
+_BUILDERS = {
+    "gemma3": _gemma3,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "apertus": _apertus,
+    "gemma4": _gemma4,
+    "gemma4_towers": _gemma4_towers,
+    "gemma4_parameters": _gemma4_towers,
+    "qwen3_moe": _qwen3_moe,
+    "gpt_oss": _gpt_oss,
+    "mamba": _mamba,
+}
 
 
 def _randomized(model):
@@ -260,7 +326,7 @@ def tower_weights():
 
 
 def _make_tokenizer(folder, family):
-    """Add a tokenizer in which one word is one token, and for Qwen the settings of its image processor."""
+    """Add a tokenizer in which one word is one token, and what else Qwen's and Gemma's processors are made of."""
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
@@ -268,6 +334,9 @@ def _make_tokenizer(folder, family):
     tokenizer = Tokenizer(models.WordLevel(words, "t0"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     ends = dict.fromkeys(("pad_token", "unk_token"), "t0") | {"eos_token": "t1"}
+    if family in {"gemma4_towers", "gemma4_parameters"}:
+        _make_gemma4_processor(folder, PreTrainedTokenizerFast(tokenizer_object=tokenizer, **ends, **GEMMA4_TOKENS))
+        return
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, additional_special_tokens=list(SPECIAL.values()), **ends
     ).save_pretrained(folder)
@@ -295,11 +364,33 @@ def _make_tokenizer(folder, family):
     path.write_text(json.dumps(changed), encoding="utf-8")
 
 
-def image():
-    """Return the image that the prompts of ``IMAGE_PROMPTS`` show."""
+GEMMA4_TOKENS = {
+    "bos_token": "t2",
+    "extra_special_tokens": {
+        "image_token": SPECIAL[1005],
+        "boi_token": SPECIAL[1002],
+        "eoi_token": SPECIAL[1003],
+        "audio_token": SPECIAL[1020],
+        "boa_token": SPECIAL[1021],
+        "eoa_token": SPECIAL[1022],
+    },
+}
+
+
+def _make_gemma4_processor(folder, tokenizer):
+    import transformers as t
+
+    parts = t.Gemma4AudioFeatureExtractor(), t.Gemma4ImageProcessor(), tokenizer, t.Gemma4VideoProcessor()
+    t.Gemma4Processor(*parts).save_pretrained(folder)
+
+
+def medium(kind):
+    """Return what the prompts of ``MEDIA_PROMPTS`` show: an image, or two seconds of a tone and their rate."""
     import numpy as np
     from PIL import Image
 
+    if kind == "audio":
+        return (0.3 * np.sin(np.arange(32_000) * 2 * np.pi * 440 / 16_000)).astype("float32"), 16_000
     return Image.fromarray((np.arange(64 * 64 * 3).reshape(64, 64, 3) * 7 % 256).astype("uint8"))
 
 

@@ -41,8 +41,8 @@ TIMEOUT = 200
 """Seconds for one engine, from the start of its program to the end."""
 
 PLANTED = "gemma3_planted"
-VICTIMS = dict.fromkeys((PLANTED, "apertus", "nano_nemotron_vl"), ("load", "ipc", "reload"))
-VICTIMS |= dict.fromkeys(("gemma4", "gpt_oss", "gpt_oss_mxfp4"), ("reload",))
+VICTIMS = dict.fromkeys((PLANTED, "apertus", "gemma4_parameters", "nano_nemotron_vl"), ("load", "ipc", "reload"))
+VICTIMS |= dict.fromkeys(("gemma4", "gemma4_towers", "gpt_oss", "gpt_oss_mxfp4"), ("reload",))
 """The families that are wrong without the patches, with the ways of refitting by which they are."""
 
 
@@ -140,8 +140,8 @@ def start(folder, family, mode, tp, load_format):
         options["compilation_config"] = {"cudagraph_capture_sizes": [1, 2, 4]}
     if mode == "fp8":
         options["quantization"] = "fp8"
-    if family in vllm_models.IMAGE_PROMPTS:
-        options["limit_mm_per_prompt"] = {"image": 1, "video": 0}
+    if family in vllm_models.MEDIA_PROMPTS:
+        options["limit_mm_per_prompt"] = {"video": 0} | dict.fromkeys(vllm_models.MEDIA_PROMPTS[family], 1)
         options["mm_encoder_attn_backend"] = "TORCH_SDPA"
     if not os.environ.get("VLLM_REFIT_ON_CPU"):
         backend = "FLASH_ATTN" if mode == "flash" else "TRITON_ATTN"
@@ -149,14 +149,14 @@ def start(folder, family, mode, tp, load_format):
     return LLM(
         model=str(folder),
         load_format=load_format,
-        skip_tokenizer_init=family not in vllm_models.IMAGE_PROMPTS,
+        skip_tokenizer_init=family not in vllm_models.MEDIA_PROMPTS,
         trust_remote_code=family == "nano_nemotron_vl",
         dtype="bfloat16",
         enforce_eager=mode != "graphs",
         tensor_parallel_size=tp,
-        max_model_len=256,
+        max_model_len=512,
         max_num_seqs=4,
-        max_num_batched_tokens=512,
+        max_num_batched_tokens=2560 if "audio" in vllm_models.MEDIA_PROMPTS.get(family, ()) else 512,
         enable_prefix_caching=False,
         gpu_memory_utilization=0.1,
         kv_cache_memory_bytes=2**28,
@@ -169,9 +169,9 @@ def generate(engine, family):
     from vllm import SamplingParams
 
     prompts = [{"prompt_token_ids": list(prompt)} for prompt in vllm_models.PROMPTS]
-    if family in vllm_models.IMAGE_PROMPTS:
-        shown = {"multi_modal_data": {"image": vllm_models.image()}}
-        prompts.append({"prompt_token_ids": vllm_models.IMAGE_PROMPTS[family]} | shown)
+    for kind, prompt in vllm_models.MEDIA_PROMPTS.get(family, {}).items():
+        shown = {"multi_modal_data": {kind: vllm_models.medium(kind)}}
+        prompts.append({"prompt_token_ids": prompt} | shown)
     sampling = SamplingParams(temperature=0, max_tokens=16, logprobs=5, ignore_eos=True, detokenize=False)
     told = []
     for prompt in prompts:  # One at a time: how a batch is put together depends on time, and rounding on the batch.

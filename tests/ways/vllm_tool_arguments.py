@@ -1,5 +1,6 @@
 """Tool calls in the form of each model, through vLLM's parsers; a way returns how many arguments are not as written."""
 
+import contextlib
 import json
 from functools import partial
 
@@ -78,12 +79,13 @@ def stripped(name):
     return json.loads(said.tool_calls[0].function.arguments) != {"text": "x"}
 
 
-def raised(name):
-    """Calls that lack an end: nothing is raised, whole or streamed."""
+def raised(name, unfinished=()):
+    """Calls that lack an end: nothing is raised, whole or streamed, unless the arguments are JSON without an end."""
     form, parser = FORMS[name], tool_arguments.parser_class(name)
     written = form.write({"text": tool_arguments.INDENTED})
     for end in range(0, len(written), 7):
-        complete(parser, form, written[:end])
+        with contextlib.suppress(*unfinished):
+            complete(parser, form, written[:end])
         streamed(parser, form, written[:end])
     return 0
 
@@ -108,4 +110,5 @@ def ways(parsers="", xml="", forced=""):
         yield f"{name}, three tokens at a time", partial(lost, name, partial(streamed, step=3))
         yield f"{name}, subclass", partial(lost, name, complete, subclass)
         yield f"{name}, other types in a stream", partial(torn, name)
-        yield f"{name}, without an end", partial(raised, name)
+        unfinished = (json.JSONDecodeError,) if name in xml.split() else ()
+        yield f"{name}, without an end", partial(raised, name, unfinished)

@@ -86,6 +86,7 @@ ENVIRONMENTS = (
     "vllm==0.10.2",  # the first with Seed-OSS
     "vllm==0.11.0",  # the first whose RADIO skips LayerScale
     "vllm==0.11.1",  # the first that shares a target's head with a draft
+    "vllm==0.15.1",  # the first with Step 3.5
     "vllm==0.16.0",  # the first that reloads layerwise
     "vllm==0.19.0",  # the first that waits for a coordinator
     "vllm==0.20.0",  # the first with the newer Ray executor

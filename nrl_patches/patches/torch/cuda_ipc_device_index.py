@@ -44,7 +44,7 @@ patch = Patch(
 
 
 def differs(rebuild: Any) -> str | None:
-    """Return what is another way to receive tensors, or to send them, than this patch was written for.
+    """Return how torch receives or sends tensors otherwise than this patch expects; None if it does not.
 
     Args:
         rebuild: torch's ``rebuild_cuda_tensor``.

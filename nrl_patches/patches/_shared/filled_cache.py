@@ -95,10 +95,16 @@ def observe(families: Iterable[str]) -> Observation:
         families: The prefixes of the models' classes; those that the release has no class for are left out.
 
     Returns:
-        The defect is present if any model's logits differ.
+        The defect is present if the logits of any model differ, and none refuses several tokens.
     """
     import transformers
 
+    gaps: dict[str, float | str] = {}
     with quiet():
-        gaps = {family: round(gap(family), 4) for family in families if hasattr(transformers, f"{family}ForCausalLM")}
-    return Observation(any(not far < TOLERANCE for far in gaps.values()), gaps)
+        for family in families:
+            if hasattr(transformers, f"{family}ForCausalLM"):
+                try:
+                    gaps[family] = round(gap(family), 4)
+                except (IndexError, RuntimeError, ValueError) as refusal:
+                    return Observation(present=False, evidence={family: str(refusal)})
+    return Observation(any(not far < TOLERANCE for far in gaps.values()), gaps)  # type: ignore[operator]

@@ -116,14 +116,19 @@ def tell_of_filled_cache(prepare: Callable[..., Any]) -> Callable[..., Any]:
         cache = kwargs.get("cache", kwargs.get("cache_params"))
         filled = getattr(cache, "has_previous_state", None)
         if kwargs.get("is_first_iteration") and callable(filled) and filled():
-            _tell_once(type(self).__name__)
+            tell_once(type(self).__name__)
         return prepare(self, *args, **kwargs)
 
     return prepare_and_tell
 
 
 @functools.cache
-def _tell_once(model: str) -> None:
+def tell_once(model: str) -> None:
+    """Warn, once of each kind of model.
+
+    Args:
+        model: The name of its class.
+    """
     logging.getLogger("nrl_patches").warning(
         "%s.generate reads all that it is given on top of a filled cache: give it the new tokens only. (A cache of "
         "state-space layers alone does not know how many tokens it has read.)",

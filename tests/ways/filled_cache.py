@@ -403,7 +403,7 @@ def fsdp2(family):
     return far(fully_shard(model, mesh=one_rank()), family)
 
 
-def ways(patch, families, *, whole=True, old=False):
+def ways(patch, families=("Jamba",), *, whole=True, old=False):
     """Yield the name of each way and the function that goes it.
 
     Args:

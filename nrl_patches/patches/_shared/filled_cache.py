@@ -48,7 +48,7 @@ def tiny_model(family: str, **changes: Any) -> Any:
 
 
 def parts(model: Any, tokens: torch.Tensor, *ends: int, cache: Any = None, **how: Any) -> tuple[torch.Tensor, Any]:
-    """Give a model a row in parts, each on top of the cache of those before; return the logits and the cache.
+    """Give a model a row in parts, each on top of the cache of those before.
 
     Args:
         model: A causal language model, or what is called in its place.
@@ -56,6 +56,9 @@ def parts(model: Any, tokens: torch.Tensor, *ends: int, cache: Any = None, **how
         ends: Where each part ends.
         cache: An empty cache; None if the model makes its own.
         how: Further arguments of each call.
+
+    Returns:
+        The logits of the whole row, and the cache.
     """
     import torch
 

@@ -61,7 +61,6 @@ def observe() -> Observation:
             gaps["Bamba"] = gap(state_space_models.tiny_model("Bamba", mamba_n_groups=1))
         else:
             gaps["Lfm2"] = gap(state_space_models.tiny_model("Lfm2"))
-            gaps["FalconH1"] = gap(state_space_models.tiny_model("FalconH1"))
         if hasattr(transformers, "Qwen3NextForCausalLM"):
             gaps["Qwen3Next"] = gap(linear_attention_models.tiny_model("qwen3_next"))
     gaps = {family: round(far, 4) for family, far in gaps.items()}

@@ -9,7 +9,7 @@ Hit by: a second turn of a conversation on top of the cache of the first, prefil
 Fix: the mixer reads these tokens one by one, which is right in all these releases, and slower than a scan.
 Remove when: no supported release is older than transformers 5.15.0.
 
-A mixer that hands its state to its scan is left alone: the gated delta nets from 5.8.0 on, Mamba-2's from 5.13.0 on.
+A mixer that hands its state to its scan is left alone: the gated delta nets from 5.7.0 on, Mamba-2's from 5.13.0 on.
 What is packed on top of a filled cache stays as it is, and so do, with a warning, tokens with gradients where kernels
 read them. Mamba and FalconMamba of these releases raise, and are not repaired.
 """

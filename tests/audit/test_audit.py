@@ -144,6 +144,7 @@ def test_a_bump_tells_what_begins_what_ends_and_what_moved():
         "subclass_conversion_mapping": "begins",
         "qwen_vl_checkpoint_mapping": "stays",
         "byte_level_tokenizer_class": "stays",
+        "hybrid_layers_start_over": "stays",
         "mamba2_chunk_scan": "stays",
         "mamba2_time_step_limit_without_kernels": "stays",
         "nemotron_h_kernel_dtype": "stays",

@@ -136,6 +136,16 @@ CHUNKS = {way: pattern for way, pattern in KV_SHARING.items() if way not in INDU
     "compile, fullgraph": "compile aot_eager fullgraph",
 }
 
+FILLED = CHUNKS | {
+    "eager": "*, by keyword",
+    "call by position and by keyword": "*, called by position",
+    "DDP": "DDP",
+    "DDP, find_unused_parameters": "DDP find_unused_parameters",
+    "FSDP2": "FSDP2",
+    "LoRA": "LoRA",
+    "autocast": "autocast",
+}
+
 ACCUMULATION = {
     "call by position and by keyword": "* Trainer",
     "eager": "* Trainer, reported loss",
@@ -494,6 +504,39 @@ SUBJECTS = (
         },
         fixed="transformers==5.15.0",
         covers=CHUNKS,
+        leaves_out=INDUCTOR,
+    ),
+    Subject(
+        "tokens on top of a filled cache in transformers",
+        patches=("transformers.selective_scan_starts_over",),
+        module="filled_cache",
+        arguments=("transformers.selective_scan_starts_over",),
+        environments={
+            "transformers==5.15.0": {"families": ("Jamba", "Mamba"), "whole": False},
+            beside_peft("5.24.0"): {"families": ("Jamba", "Zamba", "FalconMamba", "Mamba")},
+        },
+        covers=FILLED,
+        leaves_out=INDUCTOR,
+    ),
+    Subject(
+        "tokens on top of a filled cache in transformers before 5.15",
+        patches=("transformers.hybrid_layers_start_over",),
+        module="filled_cache",
+        arguments=("transformers.hybrid_layers_start_over",),
+        environments={
+            "transformers==4.48.0": {
+                "families": ("Bamba", "Jamba", "Zamba", "Mamba2"),
+                "whole": False,
+                "old": True,
+            },
+            "transformers==5.3.0": {
+                "families": ("NemotronH", "FalconH1", "Zamba2", "Lfm2", "Qwen3Next", "OlmoHybrid"),
+                "whole": False,
+                "old": True,
+            },
+            "transformers==5.14.1": {"families": ("Jamba", "Zamba", "Lfm2")},
+        },
+        covers=FILLED,
         leaves_out=INDUCTOR,
     ),
     Subject(

@@ -273,7 +273,7 @@ def _text(measurement: Measurement) -> str:
 
 
 def _fields(cell: Cell) -> dict[str, Any]:
-    empty: Mapping[str, object] = {"versions": {}, "forced": None}
+    empty: Mapping[str, object] = {"patched": {}, "error": "", "forced": None, "versions": {}}
     return {name: value for name, value in dataclasses.asdict(cell).items() if empty.get(name, cell) != value}
 
 

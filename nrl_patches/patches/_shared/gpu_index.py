@@ -79,7 +79,7 @@ def visible() -> tuple[str, ...]:
     """Return the UUIDs of the GPUs that this process sees; empty strings where torch has none, nothing without CUDA."""
     try:
         return _uuids()
-    except (AssertionError, RuntimeError):  # CUDA cannot be used here, as in a forked process: torch says so at the tensor.
+    except (AssertionError, RuntimeError):  # As in a forked process; torch says so at the tensor.
         return ()
 
 

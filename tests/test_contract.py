@@ -56,7 +56,7 @@ def peft():
 
 @functools.cache
 def sides(environment):
-    return results(run_on(environment, SCRIPT, environment, WAYS_PEFT=peft()))
+    return results(run_on(environment, SCRIPT, environment, timeout=1200, WAYS_PEFT=peft()))
 
 
 def side(environment, name):

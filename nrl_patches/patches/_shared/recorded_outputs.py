@@ -152,6 +152,9 @@ def may_record(layer: Any, active: Any) -> bool:
     Args:
         layer: The layer.
         active: See :func:`by_hooks`; None for :func:`by_forwards`.
+
+    Returns:
+        False if certainly nothing is.
     """
     if active is None:
         return any("forward" in module.__dict__ for module in layer.modules())

@@ -261,6 +261,16 @@ SUBJECTS = (
         ),
     ),
     Subject(
+        "outputs that transformers records",
+        patches=("transformers.recorded_outputs_*",),
+        module="recorded_outputs",
+        environments=transformers(
+            v4_54_0="nothing", v5_0_0="nothing", v5_2_0="nothing", v5_22_2="nothing", v5_24_0="all"
+        ),
+        covers=KV_SHARING,
+        leaves_out={},
+    ),
+    Subject(
         "accumulated losses in transformers",
         patches=("transformers.*_loss_ignores_token_count", "transformers.accepts_loss_kwargs_denied"),
         module="accumulation",

@@ -1,0 +1,118 @@
+"""Gradients under reentrant checkpointing and without, exactly, without the patches and with.
+
+python recorded_outputs.py
+"""
+
+import gc
+import json
+import weakref
+from functools import partial
+
+import torch
+import transformers
+from patches.told import by_side
+from torch.utils.checkpoint import checkpoint
+
+from nrl_patches.patches._shared import accumulation
+
+EXPERTS = {
+    "num_experts": 4,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 16,
+    "router_aux_loss_coef": 0.5,
+}
+VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+
+ROWS = accumulation.rows()
+BATCH = {name: column for name, column in accumulation.collate(ROWS).items() if "type" not in name}
+
+
+def build(family, *, recorded=True):
+    config = getattr(transformers, f"{family}Config")
+    text = accumulation.TEXT | {"num_hidden_layers": 2} | EXPERTS
+    kind = "ForCausalLM"
+    if family == "Qwen3VLMoe":
+        kind = "ForConditionalGeneration"
+        special = {"image_token_id": 12, "video_token_id": 13, "vision_start_token_id": 14, "vision_end_token_id": 15}
+        made = config(text_config=text, vision_config=VISION | {"deepstack_visual_indexes": [0]}, **special)
+    else:
+        made = config(**text, output_router_logits=recorded)
+    return accumulation.seeded(lambda: getattr(transformers, f"{family}{kind}")(made)).train()
+
+
+def checkpointed(model, how):
+    if how is not None:
+        model.gradient_checkpointing_enable({"use_reentrant": how == "reentrant"})
+    return model
+
+
+def gradient(model, **more):
+    loss = model(**BATCH, **more).loss
+    loss.backward()
+    weights = [weight.grad.flatten() for weight in model.parameters() if weight.grad is not None]
+    return torch.cat([loss.detach().view(1), *weights])
+
+
+def gap(family):
+    expected, found = (gradient(checkpointed(build(family), how)) for how in (None, "reentrant"))
+    return ((found - expected).norm() / expected.norm()).item()
+
+
+def gap_of_a_model_inside():
+    """Where the model has no loss of its own, the caller makes one of what is recorded."""
+    found = []
+    for how in (None, "reentrant"):
+        model = checkpointed(build("Qwen3VLMoe"), how)
+        out = model(**BATCH, output_router_logits=True)
+        (out.loss + sum(logits.square().mean() for logits in out.router_logits)).backward()
+        found.append(torch.cat([w.grad.flatten() for w in model.model.language_model.layers.parameters()]))
+    return ((found[1] - found[0]).norm() / found[0].norm()).item()
+
+
+def exactly(how, **options):
+    return gradient(checkpointed(build("Mixtral", **options), how)).double().sum().item().hex()
+
+
+def left(*, backward):
+    """How many of the recorded tensors outlive the step, without a run of the garbage collector."""
+    model = checkpointed(build("Mixtral"), "reentrant")
+    gc.collect()
+    gc.disable()
+    try:
+        out = model(**BATCH, output_hidden_states=True)
+        seen = [weakref.ref(tensor) for tensor in (*out.router_logits, *out.hidden_states)]
+        if backward:
+            out.loss.backward()
+        del out
+        return [tensor() is None for tensor in seen].count(False)
+    finally:
+        gc.enable()
+
+
+def by_another_function():
+    model = build("Mixtral")
+
+    def another(function, *args):
+        return checkpoint(function, *args, use_reentrant=True)
+
+    model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=another)
+    return gradient(model).double().sum().item().hex()
+
+
+def cases():
+    for family in ("Mixtral", "Qwen3Moe", "GptOss"):
+        yield f"{family}: gap", partial(gap, family)
+    if hasattr(transformers, "Qwen3VLMoeConfig") and transformers.__version__ > "5.2":
+        yield "a model inside: gap", gap_of_a_model_inside
+    for how in (None, "non-reentrant", "reentrant"):
+        yield f"nothing recorded, {how}", partial(exactly, how, recorded=False)
+    for how in (None, "non-reentrant"):
+        yield f"recorded, {how}", partial(exactly, how)
+    yield "left of a step", partial(left, backward=True)
+    yield "left of a forward", partial(left, backward=False)
+    yield "by another function", by_another_function
+
+
+if __name__ == "__main__":
+    print(json.dumps(by_side(cases)))

@@ -289,9 +289,10 @@ SUBJECTS = (
     ),
     Subject(
         "text without types of tokens",
-        patches=("transformers.*_text_needs_token_type_ids", "transformers.paligemma_text_sees_*"),
+        patches=("transformers.*_text_needs_token_type_ids", "transformers.paligemma_text_*"),
         module="token_types",
         environments={
+            "transformers==4.57.6": {"families": "paligemma", "compiles": "", "packs": False},
             "transformers==5.0.0": {"families": "gemma3 paligemma", "compiles": ""},
             beside_peft("5.5.0"): {"families": "gemma3 gemma4", "compiles": ""},
             "transformers==5.5.4": {"compiles": "gemma3"},

@@ -204,15 +204,16 @@ def compiled(family, backend, how, *, fullgraph):
     return far(family, model, lambda _: call(forward))
 
 
-def ways(*, families="gemma3 gemma4 paligemma", compiles="gemma3"):
+def ways(*, families="gemma3 gemma4 paligemma", compiles="gemma3", packs=True):
     """Yield the name of each way and the function that goes it.
 
     Args:
         families: Names of functions of ``token_types``.
         compiles: The one of them that is compiled, too; or none.
+        packs: Whether the release tells packed sequences apart, which it does not where a model makes its own masks.
     """
     for family in families.split():
-        for name, way in ways_of(family):
+        for name, way in ways_of(family, packs=packs):
             yield f"{family}, {name}", way
     for backend, full, how in COMPILE["all"] if compiles else ():
         yield (
@@ -221,9 +222,10 @@ def ways(*, families="gemma3 gemma4 paligemma", compiles="gemma3"):
         )
 
 
-def ways_of(family):
+def ways_of(family, *, packs):
     yield "called by position", partial(by_position, family)
-    yield "packed", partial(packed, family)
+    if packs:
+        yield "packed", partial(packed, family)
     yield "without a mask", partial(without_mask, family)
     yield "evaluation", partial(evaluated, family)
     yield "generation", partial(generated, family)

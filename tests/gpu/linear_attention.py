@@ -5,7 +5,7 @@
 One JSON object per model: the kernels, and how far the logits of packed rows are from the same sequences alone without
 the patches and with them, told by `position_ids` and by `cu_seq_lens_q` too; and the gradients, relatively, with the
 parameter that is the farthest. Then the time of a training step of Qwen3.5 and Nemotron-H: packed rows against padded
-ones of as many tokens, without the patches and with them.
+ones of as many tokens, without the patches and with them, by each implementation of attention.
 """
 
 import inspect
@@ -27,7 +27,7 @@ from nrl_patches.patches._shared.quiet import quiet
 LENGTHS = (70, 1, 57)
 
 
-def delta_net(family, layers=2, width=128):
+def delta_net(family, attention="sdpa", layers=2, width=128):
     import transformers
 
     prefix = FAMILIES[family]
@@ -50,13 +50,14 @@ def delta_net(family, layers=2, width=128):
         moe_intermediate_size=64,
         shared_expert_intermediate_size=64,
         initializer_range=0.1,
-        attn_implementation="sdpa",
+        attn_implementation=attention,
     )
     torch.manual_seed(0)
     return getattr(transformers, f"{prefix}ForCausalLM")(config).eval()
 
 
 KERNELS = ("chunk_gated_delta_rule", "causal_conv1d_fn", "mamba_chunk_scan_combined", "selective_scan_fn")
+KERNELS += ("mamba2_chunk_scan", "mamba_selective_scan")  # From 5.15.0 on.
 
 
 def kernels(model):
@@ -94,32 +95,49 @@ WIDER = {
 STATE = {"mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 64, "mamba_d_ssm": 128}
 
 
-def state_space(family, **changes):
+def state_space(family, attention="sdpa", **changes):
     given = {"hidden_size": 64, **WIDER.get(family, {} if family.startswith("Lfm") else STATE), **changes}
     with torch.device("cpu"):
-        model = state_space_models.tiny_model(family, "sdpa", **given)
+        model = state_space_models.tiny_model(family, attention, **given)
     return model.to("cuda")
 
 
-def outcome(build):
-    lengths = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
+def gradients(model, **how):
+    """The gradients of training, for which there are kernels of their own."""
     try:
-        with quiet():
-            model = build()
-            found = {"kernels": kernels(model), "float32": leak(model, LENGTHS, use_cache=False)}
-            try:
-                found["gradients"] = gradient_gap(model, LENGTHS)
-            except RuntimeError as error:  # fla refuses its backward pass with some releases of Triton.
-                found["gradients"] = str(error)[:160]
-            found["bfloat16"] = leak(model.to(torch.bfloat16), LENGTHS, use_cache=False)
-            found["rounding of bfloat16"] = rounding(build)
-            try:
-                found["cu_seq_lens"] = leak(build(), LENGTHS, use_cache=False, cu_seq_lens_q=lengths)
-            except Exception as error:  # noqa: BLE001 - any is what there is to say
-                found["cu_seq_lens"] = f"{type(error).__name__}: {error}"[:160]
-            return found
-    except Exception as error:  # noqa: BLE001 - as above
+        return gradient_gap(model.train(), LENGTHS, **how)
+    except RuntimeError as error:  # fla refuses its backward pass with some releases of Triton.
+        return str(error)[:160]
+    finally:
+        model.eval()
+
+
+def attempted(attempt):
+    try:
+        return attempt()
+    except Exception as error:  # noqa: BLE001 - any is what there is to say
         return f"{type(error).__name__}: {error}"[:160]
+
+
+def outcome(build):
+    ends = torch.tensor([0, *torch.tensor(LENGTHS).cumsum(0).tolist()], dtype=torch.int32)
+    index = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))[None].to(torch.int32)
+    by_keyword = {"cu_seq_lens_q": ends, "seq_idx": index}
+
+    def measured():
+        model = build()
+        found = {"kernels": kernels(model), "float32": leak(model, LENGTHS, use_cache=False)}
+        found["gradients"] = gradients(model)
+        found["bfloat16"] = leak(model.to(torch.bfloat16), LENGTHS, use_cache=False)
+        found["gradients, bfloat16"] = gradients(model)
+        found["rounding of bfloat16"] = rounding(build)
+        for name, value in by_keyword.items():
+            found[name] = attempted(lambda how={name: value}: leak(build(), LENGTHS, use_cache=False, **how))
+            found[f"gradients, {name}"] = attempted(lambda how={name: value}: gradients(build(), **how))
+        return found
+
+    with quiet():
+        return attempted(measured)
 
 
 def seconds(model, tokens, positions):
@@ -135,13 +153,14 @@ def seconds(model, tokens, positions):
 
 
 LARGE = {
-    "Qwen3.5": lambda: delta_net("qwen3_5", layers=8, width=1024),
-    "Nemotron-H": lambda: state_space(
+    "Qwen3.5": lambda attention: delta_net("qwen3_5", attention, layers=8, width=1024),
+    "Nemotron-H": lambda attention: state_space(
         "NemotronH",
+        attention,
         hidden_size=1024,
         intermediate_size=2048,
         num_attention_heads=8,
-        head_dim=64,
+        head_dim=32,
         layers_block_type=["mamba", "attention"] * 4,
         mamba_num_heads=32,
         mamba_head_dim=64,
@@ -151,12 +170,24 @@ LARGE = {
 }
 
 
-def step_times(build):
-    model = build().to(torch.bfloat16).train()
+def step_times(model):
+    model = model.to(torch.bfloat16).train()
     tokens = torch.randint(3, model.config.vocab_size, (4, 2048))
     positions = torch.arange(2048).expand(4, -1)
     padded = seconds(model, tokens, positions)
     return {"padded": padded, "packed": seconds(model, tokens.view(1, -1), positions.reshape(1, -1))}
+
+
+def print_times(name, attention):
+    build = LARGE[name]
+    build(attention)  # Imports the module, so that its patches are applied.
+    for side in ("off", "on", "off", "on"):
+        with nrl_patches.undo() if side == "off" else nullcontext():
+            try:
+                times = step_times(build(attention))
+            except RuntimeError as error:
+                times = {"error": str(error)[:160]}
+        print(json.dumps({"seconds of a step": name, "attention": attention, "side": side, **times}), flush=True)
 
 
 def main():
@@ -178,13 +209,9 @@ def main():
         for side in ("off", "on"):
             with nrl_patches.undo() if side == "off" else nullcontext():
                 print(json.dumps({"model": name, side: outcome(build)}), flush=True)
-    timed = () if "--no-times" in sys.argv else LARGE
-    for name, side in itertools.product(timed, ("off", "on", "off", "on")):
-        with nrl_patches.undo() if side == "off" else nullcontext():
-            try:
-                print(json.dumps({"training step, seconds": name, "side": side, **step_times(LARGE[name])}), flush=True)
-            except RuntimeError as error:
-                print(json.dumps({"training step": name, "side": side, "error": str(error)[:160]}), flush=True)
+    timed = [] if "--no-times" in sys.argv else [name for name in LARGE if not asked or name in asked]
+    for name, attention in itertools.product(timed, ("sdpa", "flash_attention_2")):
+        print_times(name, attention)
     print(json.dumps({p: str(s.state) for p, s in nrl_patches.status().items() if "packed" in p or "pack" in p}))
 
 

@@ -8,7 +8,6 @@ is then run on each sequence alone: its code differs by release, and kernels and
 from __future__ import annotations
 
 import ast
-import importlib.util
 import inspect
 import weakref
 from collections.abc import Callable, Collection, Mapping
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
+from nrl_patches.patches._shared import kernel_rows
 from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
 
@@ -44,10 +44,12 @@ class Packed(NamedTuple):
     Attributes:
         mask: The mask.
         bounds: For each row, where its sequences begin, and its length.
+        for_kernels: Whether `seq_idx` was given, which is for kernels that keep the sequences apart themselves.
     """
 
     mask: torch.Tensor | None
     bounds: Bounds
+    for_kernels: bool
 
 
 def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], mask: str = "attention_mask") -> None:
@@ -98,7 +100,7 @@ def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Ca
                 call = dict(zip(names, args, strict=False)) | kwargs
                 bounds = _bounds(self, mixer, call, call.get(mask))
                 if bounds is not None:
-                    told = Packed(_of_padding(call.get(mask)), bounds)
+                    told = Packed(_of_padding(call.get(mask)), bounds, call.get("seq_idx") is not None)
                     args, kwargs = with_argument(names, args, kwargs, mask, told)
             return forward(self, *args, **kwargs)
 
@@ -138,8 +140,6 @@ def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bound
     if is_traced(hidden):
         _refuse_graph(hidden, *told)
         return None
-    if told[2] is not None and hidden.is_cuda and _has_kernels(mixer):
-        return None
     # Reading values makes the host wait for the device, and every layer is told the same.
     found, bounds = _last.recall(hidden, told)
     if found:
@@ -147,16 +147,6 @@ def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bound
     configs = (getattr(part, "config", None) for part in (layer, mixer, getattr(layer, "self_attn", None)))
     attentions = {getattr(config, "_attn_implementation", None) or "" for config in configs}
     return _last.keep(hidden, told, _read(hidden, *told, flash="flash" in "".join(attentions)))
-
-
-def _has_kernels(mixer: Any) -> bool:
-    """Whether a mixer is run by kernels, which are told of `seq_idx` by upstream's code."""
-    takes = inspect.signature(_within_hooks(inspect.unwrap(type(mixer).forward))).parameters.keys() & {
-        "seq_idx",
-        "kwargs",
-    }
-    packages = ("causal_conv1d", "mamba_ssm") if hasattr(mixer, "A_log") else ("causal_conv1d",)
-    return bool(takes) and all(importlib.util.find_spec(package) for package in packages)
 
 
 class _Last:
@@ -271,16 +261,28 @@ def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         forward: Upstream's.
     """
-    names = list(inspect.signature(_within_hooks(forward)).parameters)[1:]
+    upstream = _within_hooks(forward)
+    names = list(inspect.signature(upstream).parameters)[1:]
     at = names.index("attention_mask")
 
     def forward_each(self: Any, *args: Any, **kwargs: Any) -> Any:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[at] if len(args) > at else None
         if not isinstance(mask, Packed):
             return forward(self, *args, **kwargs)
-        return _each(forward, self, dict(zip(names, args, strict=False)) | kwargs, mask)
+        call = dict(zip(names, args, strict=False)) | kwargs
+        if mask.for_kernels and _takes_row(upstream, self, call):
+            call = {key: value for key, value in call.items() if key not in OF_ROWS}
+            call |= {"attention_mask": mask.mask, "seq_idx": kernel_rows.seq_idx(mask.bounds, call["hidden_states"])}
+            return forward(self, **call)
+        return _each(forward, self, call, mask)
 
     return forward_each
+
+
+def _takes_row(upstream: Callable[..., Any], mixer: Any, call: Mapping[str, Any]) -> bool:
+    """Whether the kernels of a mixer keep sequences apart; a cache would go on with the last one of each row."""
+    cached = any(call.get(name) is not None for name in CACHES)
+    return not cached and kernel_rows.take_seq_idx(mixer, upstream, call["hidden_states"])
 
 
 def _each(forward: Callable[..., Any], mixer: Any, call: dict[str, Any], packed: Packed) -> torch.Tensor:

@@ -1,8 +1,8 @@
 """Kernels that keep the sequences of packed rows apart themselves.
 
-They take `seq_idx`, the index of each token's sequence, or `cu_seqlens`. Whether a mixer calls them is read from its
-functions: upstream's own drop the arguments, in silence in most releases, and that a package is installed does not mean
-that it is used.
+They take `seq_idx`, the index of each token's sequence. Whether a mixer calls them is read from its functions:
+upstream's own drop the argument, in silence in most releases, and that a package is installed does not mean that it is
+used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
@@ -52,28 +52,13 @@ def is_on_gpu(hidden: torch.Tensor) -> bool:
     return bool(hidden.is_cuda)
 
 
-def is_kernel(function: Callable[..., Any]) -> bool:
-    """Whether a function that a mixer calls is a kernel, or is what transformers has in front of one.
-
-    Args:
-        function: The function.
-    """
-    return _kernel(function) is not None
-
-
-def _kernel(function: Any) -> Callable[..., Any] | None:
-    if not (getattr(function, "__module__", None) or "").startswith("transformers."):
-        return cast("Callable[..., Any] | None", function)
+def _takes_it(function: Any) -> bool:
+    """Whether a function that transformers has in front of a kernel calls one that takes `seq_idx`."""
     plain = getattr(function, "__wrapped__", None)
     if plain is None or not inspect.isfunction(function):
-        return None
+        return False
     kernel = inspect.getclosurevars(function).nonlocals.get("implementation")
-    return None if kernel is plain else kernel
-
-
-def _takes_it(function: Any) -> bool:
-    kernel = None if function is None else _kernel(function)
-    return kernel is not None and "seq_idx" in inspect.signature(kernel).parameters
+    return kernel is not None and kernel is not plain and "seq_idx" in inspect.signature(kernel).parameters
 
 
 def seq_idx(bounds: tuple[tuple[int, ...], ...], hidden: torch.Tensor) -> torch.Tensor:

@@ -8,14 +8,15 @@ The mixer's code stays upstream's, but for what it calls.
 from __future__ import annotations
 
 import ast
+import importlib.util
 import inspect
+import sys
 import weakref
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
-from nrl_patches.patches._shared import kernel_rows
 from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
 
@@ -76,6 +77,8 @@ def hand_down(forward: Callable[..., Any]) -> Callable[..., Any]:
         forward: Upstream's.
     """
     names = list(inspect.signature(forward).parameters)
+    for package in _NATIVE:
+        _NATIVE[package] = package in sys.modules or importlib.util.find_spec(package) is not None
 
     def forward_apart(self: Any, *args: Any, **kwargs: Any) -> Any:
         call = dict(zip(names, (self, *args), strict=False)) | kwargs
@@ -228,6 +231,10 @@ def _refuse_leak(layer: Any, call: Mapping[str, Any]) -> None:
         )
 
 
+_NATIVE = {"fla": False, "causal_conv1d": False}
+"""Whether the packages of kernels are installed, which take the sequences as keyword arguments."""
+
+
 def read_sequences(function: ast.FunctionDef) -> ast.FunctionDef:
     """Rewrite the forward of a mixer so that what it calls separates the sequences which it is handed.
 
@@ -268,13 +275,6 @@ def taken(mask: Any) -> tuple[Any, torch.Tensor | None]:
     return (mask.mask, mask.index) if isinstance(mask, Sequences) else (mask, None)
 
 
-def _is_kernel(function: Callable[..., Any]) -> bool:
-    """Whether a function is a kernel, which is not read while dynamo traces: what is done without one is right too."""
-    import torch
-
-    return not torch.compiler.is_compiling() and kernel_rows.is_kernel(function)
-
-
 def apply(rule: Callable[..., Any], index: torch.Tensor | None) -> Callable[..., Any]:
     """Return a delta rule that forgets its state where a sequence begins; the same one if there is no index.
 
@@ -288,11 +288,11 @@ def apply(rule: Callable[..., Any], index: torch.Tensor | None) -> Callable[...,
     def apply_apart(query: Any, key: Any, value: Any, *args: Any, g: Any, **kwargs: Any) -> Any:
         import torch
 
-        if kwargs.get("cu_seqlens") is not None and _is_kernel(rule):
+        if _NATIVE["fla"] and kwargs.get("cu_seqlens") is not None:
             return rule(query, key, value, *args, g=g, **kwargs)
         begins = torch.nn.functional.pad(index.diff() != 0, (1, 0))
         g = torch.where(begins.view(*begins.shape, *[1] * (g.dim() - 2)), FORGET, g)
-        # Upstream's own ignores these or refuses them.
+        # Without `fla`, upstream's own ignores these or refuses them.
         kwargs = {name: given for name, given in kwargs.items() if name not in {"cu_seqlens", "seq_idx"}}
         return rule(query, key, value, *args, g=g, **kwargs)
 
@@ -377,7 +377,7 @@ def _windows(states: torch.Tensor, index: torch.Tensor, size: int) -> torch.Tens
 
 def _function_apart(convolution: Callable[..., Any], index: torch.Tensor) -> Callable[..., Any]:
     def convolve_apart(x: Any, weight: Any, bias: Any = None, activation: Any = None, **kwargs: Any) -> Any:
-        if kwargs.get("seq_idx") is not None and _is_kernel(convolution):
+        if _NATIVE["causal_conv1d"] and kwargs.get("seq_idx") is not None:
             return convolution(x, weight, bias, activation=activation, **kwargs)
         from transformers.activations import ACT2FN
 

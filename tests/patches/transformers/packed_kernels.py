@@ -4,10 +4,9 @@
 
 Prints a JSON object: by family, how far the logits of packed sequences are from those of each alone if the model is
 given `position_ids` only, and if it is given `seq_idx` too; and how many calls of a scan and a convolution had that.
-Of a gated delta net it tells the distance only, if it is given `cu_seq_lens_q` too.
 
 The stand-ins keep the sequences of `seq_idx` apart, each by transformers' own function for PyTorch. Before 5.15.0 no
-release calls them on the CPU. That for `fla` has no function, as one that is too old.
+release calls them on the CPU.
 """
 # ruff: noqa: FBT002, N803, PLR0913, PLR0917 - the arguments are those of mamba-ssm
 
@@ -87,23 +86,7 @@ def gaps(family):
     return ways
 
 
-def gap_of_delta_net(family):
-    from nrl_patches.patches._shared import linear_attention_models
-    from nrl_patches.patches._shared.packing import leak
-
-    ends = torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)
-    model = linear_attention_models.tiny_model(family)
-    return leak(model, LENGTHS, use_cache=False, cu_seq_lens_q=ends)
-
-
-def found(family):
-    from nrl_patches.patches._shared.linear_attention_models import FAMILIES
-
-    return gap_of_delta_net(family) if family in FAMILIES else gaps(family)
-
-
 if __name__ == "__main__":
-    stand_in("fla")
     stand_in("causal_conv1d", causal_conv1d_fn=causal_conv1d_fn)
     for package in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"):
         stand_in(package, __path__=[])
@@ -111,4 +94,4 @@ if __name__ == "__main__":
     stand_in("mamba_ssm.ops.triton.ssd_combined", **{function.__name__: function for function in functions})
     import nrl_patches  # noqa: F401 - applies the patches
 
-    print(json.dumps({family: found(family) for family in sys.argv[1:]}))
+    print(json.dumps({family: gaps(family) for family in sys.argv[1:]}))

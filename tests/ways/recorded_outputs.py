@@ -24,7 +24,7 @@ from ways.kv_sharing import (
     trainer_steps,
 )
 
-from nrl_patches.patches._shared import accumulation
+from nrl_patches.patches._shared import accumulation, router_losses
 
 TOKENS = torch.randint(3, 16, (2, 12), generator=torch.Generator().manual_seed(1))
 # The first label is none: the Trainer divides by the number of labels, the model by that of the predictions.
@@ -188,12 +188,95 @@ def compiled(backend, how, *, fullgraph):
     return max(distance(step(model, lambda _: call(forward).loss), expected) for _ in range(2))
 
 
-def ways(*, compiles="all"):
+def switch(kind=None):
+    """Return a model whose layers give the logits of routers in a tuple of their own, and whose loss has theirs."""
+    import transformers
+
+    kind = kind or transformers.SwitchTransformersForConditionalGeneration
+    return accumulation.seeded(lambda: kind(transformers.SwitchTransformersConfig(**router_losses.SWITCH))).train()
+
+
+def switch_loss(model):
+    return model(input_ids=TOKENS, labels=LABELS).loss
+
+
+@functools.cache
+def switch_reference():
+    return step(switch(), switch_loss)
+
+
+def switch_far(model, how="enabled reentrant"):
+    return distance(step(checkpointed(model, how), switch_loss), switch_reference())
+
+
+def switch_subclass():
+    kind = type(switch())
+
+    class Renamed(kind):
+        __module__ = kind.__module__
+
+        def forward(self, *args, **kwargs):
+            return super().forward(*args, **kwargs)
+
+    return switch_far(switch(Renamed))
+
+
+def switch_fsdp2():
+    model = checkpointed(switch(), "enabled reentrant")
+    for stack in (model.encoder, model.decoder):
+        for layer in stack.block:
+            fully_shard(layer, mesh=one_rank())
+    return distance(step(fully_shard(model, mesh=one_rank()), switch_loss), switch_reference())
+
+
+def switch_trained():
+    (found,) = trainer_steps(switch(), {"input_ids": TOKENS, "labels": LABELS}, 1, gradient_checkpointing=True)
+    return distance(found, {name: gradient for name, gradient in switch_reference().items() if name != "loss"})
+
+
+def switch_compiled():
+    model = checkpointed(switch(), "enabled reentrant")
+    torch._dynamo.reset()
+    forward = torch.compile(model, backend="eager")
+    return distance(step(model, lambda _: switch_loss(forward)), switch_reference())
+
+
+def switch_alone():
+    """A layer, called by hand, with all but the router's logits by position."""
+    block = checkpointed(switch(), "enabled reentrant").encoder.block[1]
+    states = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(1)).requires_grad_()
+    gate, found = block.layer[-1].mlp.router.classifier.weight, []
+    for training in (True, False):
+        block.train(training).zero_grad()
+        *_, (logits, _) = block(states, torch.zeros(2, 1, 5, 5), torch.zeros(2, 2, 5, 5), output_router_logits=True)
+        logits.square().sum().backward()
+        found.append({"gate": gate.grad})
+    return distance(*found)
+
+
+def switch_ways():
+    """Yield the name of each way with Switch Transformers and the function that goes it."""
+    for how in ("none", "enabled", "enabled non-reentrant", "enabled reentrant"):
+        yield f"Switch Transformers, checkpointing {how}", lambda how=how: switch_far(switch(), how)
+    yield "Switch Transformers, deepcopy", lambda: switch_far(copy.deepcopy(switch()))
+    yield "Switch Transformers, pickle", lambda: switch_far(pickle.loads(pickle.dumps(switch())))
+    yield "Switch Transformers, subclass", switch_subclass
+    yield "Switch Transformers, FSDP2", switch_fsdp2
+    yield "Switch Transformers, Trainer", switch_trained
+    yield "Switch Transformers, compile eager", switch_compiled
+    yield "Switch Transformers, a layer alone", switch_alone
+
+
+def ways(*, compiles="all", models="mixtral"):
     """Yield the name of each way and the function that goes it.
 
     Args:
         compiles: A key of ``COMPILE``.
+        models: ``mixtral`` or ``switch``, which up to 4.57.6 has a repair of its own.
     """
+    if models == "switch":
+        yield from switch_ways()
+        return
     yield "called by position", by_position
     yield "evaluation", evaluated
     yield "deepcopy", copied

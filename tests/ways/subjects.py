@@ -266,7 +266,8 @@ SUBJECTS = (
         module="recorded_outputs",
         environments=transformers(
             v4_54_0="nothing", v5_0_0="nothing", v5_2_0="nothing", v5_22_2="nothing", v5_24_0="all"
-        ),
+        )
+        | {"transformers==4.53.0": {"models": "switch"}},
         covers=KV_SHARING,
         leaves_out={},
     ),

@@ -1,9 +1,10 @@
 """Take what is recorded inside a layer out of reentrant checkpointing, together with what the layer returns.
 
-Reentrant checkpointing runs a layer without gradients first, and gives them only to what the layer returns. What
-transformers records of the modules inside is cut off. Here the checkpointed function returns that as well, and what
-comes out of the checkpoint takes its place in the record. The backward pass runs the function again, which must not
-refer to the record: that has tensors whose graph refers to the function, and would never be freed.
+Reentrant checkpointing runs a layer without gradients first, and gives them only to the tensors that the layer returns.
+What transformers records of the modules inside is cut off, and so is what the layer returns in a tuple of its own. Here
+the checkpointed function returns these as well, and what comes out of the checkpoint takes their place. The backward
+pass runs the function again, which must not refer to the record: that has tensors whose graph refers to the function,
+and would never be freed.
 """
 
 from __future__ import annotations
@@ -37,8 +38,25 @@ class Recording:
     added: Callable[[], Any]
 
 
+NOTHING = Recording(lambda function, args: (function(*args), ()), lambda _: None, tuple)
+"""For a layer in which nothing is recorded."""
+
+
+def tuples_inside(output: Any) -> dict[int, tuple[Any, ...]]:
+    """Return what a layer returns in tuples inside of the one that it returns.
+
+    Args:
+        output: What it returns.
+
+    Returns:
+        These tuples, by their places.
+    """
+    there = output if type(output) is tuple else ()
+    return {place: inner for place, inner in enumerate(there) if type(inner) is tuple}
+
+
 def checkpointed(checkpoint: Callable[..., Any], recording: Recording, function: Any, *args: Any) -> Any:
-    """Checkpoint a layer, and record what is recorded in it as it comes out of the checkpoint.
+    """Checkpoint a layer, and take all that it records and returns as it comes out of the checkpoint.
 
     Args:
         checkpoint: torch's ``checkpoint``, with its keywords.
@@ -56,7 +74,7 @@ def checkpointed(checkpoint: Callable[..., Any], recording: Recording, function:
 
     def function_and_record(*inner: Any) -> Any:
         output, recorded = run(function, inner)
-        leaves, spec = pytree.tree_flatten(recorded)
+        leaves, spec = pytree.tree_flatten((recorded, tuples_inside(output)))
         if not leaves:
             return output
         own = output if type(output) is tuple else (output,)
@@ -75,8 +93,9 @@ def checkpointed(checkpoint: Callable[..., Any], recording: Recording, function:
         return outputs
     is_tuple, count, places, spec = found[0]
     there = (*args, *outputs)
-    recording.put(pytree.tree_unflatten([there[place] for place in places], spec))
-    return outputs[:count] if is_tuple else outputs[0]
+    recorded, inside = pytree.tree_unflatten([there[place] for place in places], spec)
+    recording.put(recorded)
+    return tuple(inside.get(*each) for each in enumerate(outputs[:count])) if is_tuple else outputs[0]
 
 
 def by_hooks(active: Any) -> Recording | None:

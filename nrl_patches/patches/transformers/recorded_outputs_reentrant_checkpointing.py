@@ -5,12 +5,16 @@ Problem: the logits of routers, and attentions, are recorded when a module insid
 Hit by: `output_router_logits=True` and `gradient_checkpointing_enable({"use_reentrant": True})`, which up to 4.57.6 is
     the default, that of the Trainer too, and which nemo-automodel up to 0.5.0 and others choose: Mixtral, Qwen3-MoE,
     gpt-oss, ERNIE 4.5 and MiniMax, from 4.57.0 on Qwen3-Next, from 5.0.0 on Qwen2-MoE, OLMoE and Jamba, and more with
-    each release. The loss is right, the gates have no gradient of it, and nothing is said.
-Fix: the checkpointed function returns what is recorded in it too. Nothing changes where nothing is recorded.
+    each release. Up to 4.57.6 Switch Transformers and NLLB-MoE too, whose layers return the logits, but in a tuple of
+    their own; in Switch Transformers up to then the loss is on by default. The loss is right, the gates have no
+    gradient of it, and nothing is said.
+Fix: the checkpointed function returns what is recorded in it too, and what the layer returns in a tuple inside of its
+    own. Nothing changes where there is neither.
 Remove when: upstream records outside of the checkpoint, or refuses; no release so far does.
 
 Another function than torch's own that checkpoints without gradients, such as one that offloads, is told of by a
-warning. torch's `checkpoint_wrapper` around a layer is not reached.
+warning. torch's `checkpoint_wrapper` around a layer is not reached, nor are Switch Transformers up to 4.52.4, whose
+stack checkpoints.
 """
 
 from __future__ import annotations
@@ -21,12 +25,12 @@ from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import accumulation, recorded_outputs
+from nrl_patches.patches._shared import accumulation, recorded_outputs, router_losses
 from nrl_patches.patches._shared.quiet import quiet
 
 patch = Patch(
     __name__,
-    affected="transformers>=4.54.0,<=5.24.0",
+    affected="transformers>=4.53.0,<=5.24.0",
     upstream=(
         "https://github.com/huggingface/transformers/pull/39120",
         "https://github.com/huggingface/transformers/pull/43765",
@@ -50,7 +54,9 @@ def guard(call: Any) -> str | None:
     Args:
         call: ``GradientCheckpointingLayer.__call__``.
     """
-    if not hasattr(sys.modules.get(HOOKS, sys.modules["transformers.utils.generic"]), "OutputRecorder"):
+    utils = sys.modules["transformers.utils.generic"]
+    # 4.53 records nothing: each layer returns all.
+    if not hasattr(sys.modules.get(HOOKS, utils), "OutputRecorder") and hasattr(utils, "check_model_inputs"):
         return "records outputs in no way that is known"
     if HOOKS in sys.modules and not hasattr(sys.modules[HOOKS], "_active_collector"):
         return "has no _active_collector"
@@ -88,12 +94,15 @@ def return_what_is_recorded(call: Callable[..., Any]) -> Callable[..., Any]:
     def record(self: Any, *args: Any, **kwargs: Any) -> Any:
         given = self._gradient_checkpointing_func
         recording = recorded_outputs.by_forwards(self) if active is None else recorded_outputs.by_hooks(active)
+        if recording is None and kwargs.get("output_router_logits"):  # The layer itself returns them, up to 4.57.6.
+            recording = recorded_outputs.NOTHING
         if recording is None:
             return call(self, *args, **kwargs)
         # What others have in place of torch's may take one output to be all that there is.
         if getattr(given, "func", given) is not checkpoint or by_torch.CheckpointFunction is not function:
             output = call(self, *args, **kwargs)
-            recorded_outputs.warn_if_cut_off(given, output, recording.added())
+            inside = recorded_outputs.tuples_inside(output)
+            recorded_outputs.warn_if_cut_off(given, output, (recording.added(), inside))
             return output
         through = functools.partial(recorded_outputs.checkpointed, given, recording)
         with recorded_outputs.replacing(vars(self), "_gradient_checkpointing_func", through):
@@ -103,28 +112,24 @@ def return_what_is_recorded(call: Callable[..., Any]) -> Callable[..., Any]:
     return call_and_record
 
 
-def tiny_model() -> Any:
-    """Return a Mixtral with random weights whose router's loss outweighs the text's."""
-    from transformers import MixtralConfig, MixtralForCausalLM
-
-    experts = {"num_local_experts": 4, "output_router_logits": True, "router_aux_loss_coef": 1.0}
-    return MixtralForCausalLM(MixtralConfig(**accumulation.TEXT, **experts))
-
-
 @patch.probe
 def gates_depend_on_checkpointing() -> Observation:
-    """Compare the gradients of a Mixtral's gates with and without reentrant checkpointing."""
+    """Compare the gradients of gates with and without reentrant checkpointing."""
     import torch
 
-    def gradient(*, checkpointed: bool) -> torch.Tensor:
-        model = accumulation.seeded(tiny_model).train()
+    def gradient(build: Callable[[], Any], *, checkpointed: bool) -> torch.Tensor:
+        model = accumulation.seeded(build).train()
         if checkpointed:
             enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
             enable({"use_reentrant": True})
-        model(**accumulation.collate(accumulation.rows())).loss.backward()
-        return torch.cat([weight.grad.flatten() for name, weight in model.named_parameters() if ".gate." in name])
+        batch = accumulation.collate(accumulation.rows())
+        model(**{name: column for name, column in batch.items() if "type" not in name}).loss.backward()
+        gates = [w for name, w in model.named_parameters() if ".gate." in name or ".router." in name]
+        return torch.cat([weight.grad.flatten() for weight in gates])
 
+    errors = {}
     with quiet():
-        expected, found = gradient(checkpointed=False), gradient(checkpointed=True)
-    error = ((found - expected).norm() / expected.norm()).item()
-    return Observation(error > ROUNDING, {"relative_gradient_error": error})
+        for name, build in router_losses.tiny_models().items():
+            expected, found = gradient(build, checkpointed=False), gradient(build, checkpointed=True)
+            errors[name] = ((found - expected).norm() / expected.norm()).item()
+    return Observation(max(errors.values()) > ROUNDING, errors)

@@ -11,10 +11,11 @@ from functools import partial
 import torch
 import transformers
 from patches.told import by_side
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe
 
-from nrl_patches.patches._shared import accumulation
+from nrl_patches.patches._shared import accumulation, router_losses
 
 EXPERTS = {
     "num_experts": 4,
@@ -24,6 +25,28 @@ EXPERTS = {
     "router_aux_loss_coef": 0.5,
 }
 VISION = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+
+NLLB = {
+    "vocab_size": 16,
+    "d_model": 16,
+    "encoder_layers": 2,
+    "decoder_layers": 2,
+    "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2,
+    "encoder_ffn_dim": 16,
+    "decoder_ffn_dim": 16,
+    "num_experts": 4,
+    "encoder_sparse_step": 2,
+    "decoder_sparse_step": 2,
+    "max_position_embeddings": 32,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "moe_token_dropout": 0.0,
+    "encoder_layerdrop": 0.0,
+    "decoder_layerdrop": 0.0,
+}
+ENCODER_DECODERS = {"SwitchTransformers": router_losses.SWITCH, "NllbMoe": NLLB}
 
 ROWS = accumulation.rows()
 BATCH = {name: column for name, column in accumulation.collate(ROWS).items() if "type" not in name}
@@ -71,6 +94,27 @@ def gap_of_a_model_inside():
     return ((found[1] - found[0]).norm() / found[0].norm()).item()
 
 
+def encoder_decoder(family):
+    config = getattr(transformers, f"{family}Config")(**ENCODER_DECODERS[family])
+    return accumulation.seeded(lambda: getattr(transformers, f"{family}Model")(config)).train()
+
+
+def gradient_of_both_routers(model):
+    """Of a loss of the caller's own: with labels NLLB-MoE of 4.57.1 takes other outputs for the router's."""
+    tokens = BATCH["input_ids"]
+    out = model(input_ids=tokens, decoder_input_ids=tokens, use_cache=False, output_router_logits=True)
+    leaves = tree_leaves((out.encoder_router_logits, out.decoder_router_logits))
+    logits = [leaf for leaf in leaves if torch.is_tensor(leaf) and leaf.is_floating_point()]
+    assert len(logits) == 2
+    (out.last_hidden_state[..., 0].mean() + 100 * sum(each.square().mean() for each in logits)).backward()
+    return torch.cat([weight.grad.flatten() for weight in model.parameters() if weight.grad is not None])
+
+
+def gap_of_both_routers(family):
+    expected, found = (gradient_of_both_routers(checkpointed(encoder_decoder(family), h)) for h in (None, "reentrant"))
+    return ((found - expected).norm() / expected.norm()).item()
+
+
 def exactly(how, **options):
     return gradient(checkpointed(build("Mixtral", **options), how)).double().sum().item().hex()
 
@@ -91,12 +135,13 @@ def left(*, backward):
         gc.enable()
 
 
-def by_another_function():
-    model = build("Mixtral")
+def by_another_function(build, gradient):
+    model = build()
 
     def another(function, *args):
         return checkpoint(function, *args, use_reentrant=True)
 
+    another.__qualname__ += f"_of_{type(model).__name__}"  # A name is warned of once.
     model._set_gradient_checkpointing(enable=True, gradient_checkpointing_func=another)
     return gradient(model).double().sum().item().hex()
 
@@ -106,13 +151,17 @@ def cases():
         yield f"{family}: gap", partial(gap, family)
     if "router_logits" in modeling_qwen3_vl_moe.Qwen3VLMoeCausalLMOutputWithPast.__dataclass_fields__:
         yield "a model inside: gap", gap_of_a_model_inside
+    for family in ENCODER_DECODERS:
+        yield f"{family}: gap", partial(gap_of_both_routers, family)
     for how in (None, "non-reentrant", "reentrant"):
         yield f"nothing recorded, {how}", partial(exactly, how, recorded=False)
     for how in (None, "non-reentrant"):
         yield f"recorded, {how}", partial(exactly, how)
     yield "left of a step", partial(left, backward=True)
     yield "left of a forward", partial(left, backward=False)
-    yield "by another function", by_another_function
+    yield "by another function", partial(by_another_function, partial(build, "Mixtral"), gradient)
+    two = partial(encoder_decoder, "SwitchTransformers")
+    yield "by another function, both routers", partial(by_another_function, two, gradient_of_both_routers)
 
 
 if __name__ == "__main__":

@@ -25,7 +25,7 @@ def gone(release):
 def test_gradients_are_those_without_checkpointing(release):
     found = gone(release)
     gaps = [case for case in found["off"] if case.endswith(": gap")]
-    assert len(gaps) == 3 + (release == NEWEST)
+    assert len(gaps) == 5 + (release == NEWEST)
     assert min(found["off"][case]["returns"] for case in gaps) > 0.01
     assert max(found["on"][case]["returns"] for case in gaps) < 1e-5
 
@@ -45,8 +45,9 @@ def test_nothing_outlives_a_step(release, case):
 
 
 @each
-def test_what_another_function_cuts_off_is_told(release):
-    off, on = (gone(release)[side]["by another function"] for side in ("off", "on"))
+@pytest.mark.parametrize("case", ["by another function", "by another function, both routers"])
+def test_what_another_function_cuts_off_is_told(release, case):
+    off, on = (gone(release)[side][case] for side in ("off", "on"))
     assert off["returns"] == on["returns"]
     (said,) = [text for text in on["says"] if "have gradients" in text]
     assert "by_another_function" in said

@@ -4,7 +4,7 @@
 
 CHECKOUT is a clone of transformers, whose archives on the index have no tests. COMMIT is the one on its main branch
 from which the release was cut: the last before ``__version__`` names the next one. MODEL is a folder of
-``tests/models``.
+``tests/models``, or, with a slash, a path below ``tests``: ``trainer/test_trainer.py``.
 
 The tests run on the release as it is installed. Nothing is downloaded: tests that need the hub, an accelerator, or
 minutes are skipped or fail, in both states. Prints the counts of either state and each test whose outcome differs;
@@ -61,9 +61,9 @@ def run(path, folder, models, *, is_patched, processes):
     environ = variables([*map(str, path), str(folder)], os.environ) | BYTECODE
     environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "CI": ""}
     environ["NRL_PATCHES"] = str(int(is_patched))
-    files = [folder / "tests" / "models" / model / f"test_modeling_{model}.py" for model in models]
+    names = [model if "/" in model else f"models/{model}/test_modeling_{model}.py" for model in models]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "nrl_patches", "-n", processes]
-    command += [f"--junitxml={report}", *files]
+    command += [f"--junitxml={report}", *(folder / "tests" / name for name in names)]
     with (folder / f"{'patched' if is_patched else 'unpatched'}.log").open("w", encoding="utf-8") as log:
         subprocess.run(list(map(str, command)), env=environ, cwd=folder, stdout=log, stderr=log, check=False)
     assert report.exists(), Path(log.name).read_text(encoding="utf-8")[-3000:]

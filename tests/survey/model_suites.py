@@ -71,7 +71,8 @@ def run(path, folder, models, *, is_patched, processes):
 
 
 def outcome(case):
-    ends = [part for part in case if part.tag in {"failure", "error", "skipped"}]
+    # A test with subtests may have several.
+    ends = [part for kind in ("error", "failure", "skipped") for part in case.findall(kind)]
     message = " ".join((ends[0].get("message") or "").split())[:300] if ends else ""
     return f"{case.get('classname')}::{case.get('name')}", (ends[0].tag if ends else "passed", message)
 

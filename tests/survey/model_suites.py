@@ -1,14 +1,15 @@
 """Run transformers' own tests of models, without the patches and with them, and compare; no part of a test run.
 
-    python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2]
+    python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2] [--images]
 
 CHECKOUT is a clone of transformers, whose archives on the index have no tests. COMMIT is the one on its main branch
 from which the release was cut: the last before ``__version__`` names the next one. MODEL is a folder of
 ``tests/models``, or, with a slash, a path below ``tests``: ``trainer/test_trainer.py``.
 
 The tests run on the release as it is installed. Nothing is downloaded: tests that need the hub, an accelerator, or
-minutes are skipped or fail, in both states. Prints the counts of either state and each test whose outcome differs;
-exits with 1 if one that passes without the patches does not pass with them.
+minutes are skipped or fail, in both states; so are those of images, but with ``--images``, which some files need to be
+imported. Prints the counts of either state, each test whose outcome differs, and each file that could not be imported;
+exits with 1 if there is such a file, or a test that passes without the patches and not with them.
 """
 
 import argparse
@@ -38,11 +39,14 @@ NEEDED = Part((
 ))  # fmt: skip
 """What the tests import; without timm and torchvision, whose tests are skipped. Newer datasets want a newer hub."""
 
+IMAGES = Part(("torchvision==0.28.0",))
+"""In the release for this interpreter's torch; for what it needs besides, see ``vision_operators.py``."""
+
 PARTS = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.py")
 """Of the checkout."""
 
 
-def unpack(checkout, commit, release, folder):
+def unpack(checkout, commit, release, folder, parts):
     """Unpack the tests, beside the release where they look for their own sources; return the folders of the release."""
     git = [shutil.which("git"), "-C", checkout, "archive", commit, *PARTS]
     archive = subprocess.run(git, check=True, stdout=subprocess.PIPE).stdout
@@ -51,18 +55,19 @@ def unpack(checkout, commit, release, folder):
     installed = build(f"transformers=={release}", FOLDER)
     (folder / "src").mkdir()
     (folder / "src" / "transformers").symlink_to(Path(installed[0]) / "transformers")
-    return [*installed, build_part(NEEDED, FOLDER)]
+    return [*installed, *(build_part(part, FOLDER) for part in parts)]
 
 
-def run(path, folder, models, *, is_patched, processes):
+def run(path, folder, models, *, is_patched, processes, plugins=()):
     """Return the outcome of each test by its name: its kind, and what failed."""
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
-    environ = variables([*map(str, path), str(folder)], os.environ) | BYTECODE
+    environ = variables([*map(str, path), str(folder), str(Path(__file__).parent)], os.environ) | BYTECODE
     environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "CI": ""}
     environ["NRL_PATCHES"] = str(int(is_patched))
     names = [model if "/" in model else f"models/{model}/test_modeling_{model}.py" for model in models]
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "nrl_patches", "-n", processes]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", processes]
+    command += [word for plugin in ("nrl_patches", *plugins) for word in ("-p", plugin)]
     command += [f"--junitxml={report}", *(folder / "tests" / name for name in names)]
     with (folder / f"{'patched' if is_patched else 'unpatched'}.log").open("w", encoding="utf-8") as log:
         subprocess.run(list(map(str, command)), env=environ, cwd=folder, stdout=log, stderr=log, check=False)
@@ -78,7 +83,7 @@ def outcome(case):
 
 
 def compare(unpatched, patched):
-    """Return the counts of both states, and the tests whose outcome differs."""
+    """Return the counts of both states, the tests whose outcome differs, and the files that were not imported."""
     absent = ("absent", "")
     names = sorted(unpatched.keys() | patched.keys())
     pairs = {name: (unpatched.get(name, absent), patched.get(name, absent)) for name in names}
@@ -86,6 +91,7 @@ def compare(unpatched, patched):
         "unpatched": Counter(kind for kind, _ in unpatched.values()),
         "patched": Counter(kind for kind, _ in patched.values()),
         "other": {name: pair for name, pair in pairs.items() if pair[0][0] != pair[1][0]},
+        "not_collected": [name for name, pair in pairs.items() if ("error", "collection failure") in pair],
     }
 
 
@@ -95,19 +101,22 @@ def main():
         parser.add_argument(name)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--images", action="store_true")
     options = parser.parse_args()
+    parts, plugins = ((NEEDED, IMAGES), ("vision_operators",)) if options.images else ((NEEDED,), ())
     folder = Path(tempfile.mkdtemp(prefix="suites-"))
     try:
-        path = unpack(options.checkout, options.commit, options.release, folder)
+        path = unpack(options.checkout, options.commit, options.release, folder, parts)
         states = [
-            run(path, folder, options.models, is_patched=is_patched, processes=options.processes)
+            run(path, folder, options.models, is_patched=is_patched, processes=options.processes, plugins=plugins)
             for is_patched in (False, True)
         ]
     finally:
         shutil.rmtree(folder, ignore_errors=True)
     found = compare(*states)
     print(json.dumps(found, indent=1))
-    sys.exit(int(any(before[0] == "passed" for before, _ in found["other"].values())))
+    is_worse = any(before[0] == "passed" for before, _ in found["other"].values())
+    sys.exit(int(is_worse or bool(found["not_collected"])))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
 """Run transformers' own tests of models, without the patches and with them, and compare; no part of a test run.
 
-    python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2] [--images]
+    python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2] [--media]
 
 CHECKOUT is a clone of transformers, whose archives on the index have no tests. COMMIT is the one on its main branch
 from which the release was cut: the last before ``__version__`` names the next one. MODEL is a folder of
 ``tests/models``, or, with a slash, a path below ``tests``: ``trainer/test_trainer.py``.
 
 The tests run on the release as it is installed. Nothing is downloaded: tests that need the hub, an accelerator, or
-minutes are skipped or fail, in both states; so are those of images, but with ``--images``, which some files need to be
-imported. Prints the counts of either state, each test whose outcome differs, and each file that could not be imported;
+minutes are skipped or fail, in both states. ``--media`` adds torchvision and librosa, without which some files cannot
+be imported. Prints the counts of either state, each test whose outcome differs, and each file that was not imported;
 exits with 1 if there is such a file, or a test that passes without the patches and not with them.
 """
 
@@ -39,8 +39,8 @@ NEEDED = Part((
 ))  # fmt: skip
 """What the tests import; without timm and torchvision, whose tests are skipped. Newer datasets want a newer hub."""
 
-IMAGES = Part(("torchvision==0.28.0",))
-"""In the release for this interpreter's torch; for what it needs besides, see ``vision_operators.py``."""
+MEDIA = (Part(("torchvision==0.28.0",)), Part(("librosa==0.11.0", "lazy-loader==0.4")))
+"""So that they can be imported: the former is built for CUDA (see ``vision_operators.py``), the latter is bare."""
 
 PARTS = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.py")
 """Of the checkout."""
@@ -101,9 +101,9 @@ def main():
         parser.add_argument(name)
     parser.add_argument("models", nargs="+")
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--images", action="store_true")
+    parser.add_argument("--media", action="store_true")
     options = parser.parse_args()
-    parts, plugins = ((NEEDED, IMAGES), ("vision_operators",)) if options.images else ((NEEDED,), ())
+    parts, plugins = ((NEEDED, *MEDIA), ("vision_operators",)) if options.media else ((NEEDED,), ())
     folder = Path(tempfile.mkdtemp(prefix="suites-"))
     try:
         path = unpack(options.checkout, options.commit, options.release, folder, parts)

@@ -39,8 +39,8 @@ NEEDED = Part((
 ))  # fmt: skip
 """What the tests import; without timm and torchvision, whose tests are skipped. Newer datasets want a newer hub."""
 
-MEDIA = (Part(("torchvision==0.28.0",)), Part(("librosa==0.11.0", "lazy-loader==0.4")))
-"""So that they can be imported: the former is built for CUDA (see ``vision_operators.py``), the latter is bare."""
+MEDIA = (Part(("torchvision==0.28.0",)), Part(("librosa==0.11.0", "lazy-loader==0.4", "soxr==1.0.0")))
+"""With what they need to be imported, and no more; for torchvision that is in ``vision_operators.py`` too."""
 
 PARTS = ("tests", "utils", "conftest.py", "pyproject.toml", "setup.py")
 """Of the checkout."""

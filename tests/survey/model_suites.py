@@ -1,15 +1,17 @@
 """Run transformers' own tests of models, without the patches and with them, and compare; no part of a test run.
 
-    python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2] [--media]
+    python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2] [--media] [--hub]
 
 CHECKOUT is a clone of transformers, whose archives on the index have no tests. COMMIT is the one on its main branch
 from which the release was cut: the last before ``__version__`` names the next one. MODEL is a folder of
-``tests/models``, or, with a slash, a path below ``tests``: ``trainer/test_trainer.py``.
+``tests/models``, or, with a slash, a path below ``tests``, with or without a class: ``trainer/test_trainer.py``.
 
 The tests run on the release as it is installed. Nothing is downloaded: tests that need the hub, an accelerator, or
 minutes are skipped or fail, in both states. ``--media`` adds torchvision and librosa, without which some files cannot
-be imported. Prints the counts of either state, each test whose outcome differs, and each file that was not imported;
-exits with 1 if there is such a file, or a test that passes without the patches and not with them.
+be imported. ``--hub`` adds stand-ins for the model and the texts that Trainer's tests of gradient accumulation load.
+
+Prints the counts of either state, each test whose outcome differs, and each file that was not imported; exits with 1
+if there is such a file, or a test that passes without the patches and not with them.
 """
 
 import argparse
@@ -58,13 +60,17 @@ def unpack(checkout, commit, release, folder, parts):
     return [*installed, *(build_part(part, FOLDER) for part in parts)]
 
 
+def set_up(path, folder):
+    """Return the variables of the processes that run on the release."""
+    environ = variables([*map(str, path), str(folder), str(Path(__file__).parent)], os.environ) | BYTECODE
+    return environ | {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "CI": ""}
+
+
 def run(path, folder, models, *, is_patched, processes, plugins=()):
     """Return the outcome of each test by its name: its kind, and what failed."""
     report = folder / "report.xml"
     report.unlink(missing_ok=True)
-    environ = variables([*map(str, path), str(folder), str(Path(__file__).parent)], os.environ) | BYTECODE
-    environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": str(folder / "home"), "OMP_NUM_THREADS": "1", "CI": ""}
-    environ["NRL_PATCHES"] = str(int(is_patched))
+    environ = set_up(path, folder) | {"NRL_PATCHES": str(int(is_patched))}
     names = [model if "/" in model else f"models/{model}/test_modeling_{model}.py" for model in models]
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", processes]
     command += [word for plugin in ("nrl_patches", *plugins) for word in ("-p", plugin)]
@@ -102,11 +108,15 @@ def main():
     parser.add_argument("models", nargs="+")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--media", action="store_true")
+    parser.add_argument("--hub", action="store_true")
     options = parser.parse_args()
     parts, plugins = ((NEEDED, *MEDIA), ("vision_operators",)) if options.media else ((NEEDED,), ())
     folder = Path(tempfile.mkdtemp(prefix="suites-"))
     try:
         path = unpack(options.checkout, options.commit, options.release, folder, parts)
+        if options.hub:
+            command = [sys.executable, Path(__file__).with_name("hub.py"), folder]
+            subprocess.run(command, env=set_up(path, folder) | {"NRL_PATCHES": "0"}, check=True)
         states = [
             run(path, folder, options.models, is_patched=is_patched, processes=options.processes, plugins=plugins)
             for is_patched in (False, True)

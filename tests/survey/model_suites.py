@@ -3,8 +3,9 @@
     python model_suites.py CHECKOUT RELEASE COMMIT MODEL... [--processes 2] [--media] [--hub]
 
 CHECKOUT is a clone of transformers, whose archives on the index have no tests. COMMIT is the one on its main branch
-from which the release was cut: the last before ``__version__`` names the next one. MODEL is a folder of
-``tests/models``, or, with a slash, a path below ``tests``, with or without a class: ``trainer/test_trainer.py``.
+from which the release was cut: the last before ``__version__`` names the next one, or for 4.57, which was cut sooner,
+``163601c619^``. MODEL is a folder of ``tests/models``, or, with a slash, a path below ``tests``, with or without a
+class: ``trainer/test_trainer.py``.
 
 The tests run on the release as it is installed. Nothing is downloaded: tests that need the hub, an accelerator, or
 minutes are skipped or fail, in both states. ``--media`` adds torchvision and librosa, without which some files cannot

@@ -14,7 +14,7 @@ import sys
 from contextlib import nullcontext
 
 import torch
-from linear_attention import delta_net, kernels, state_space
+from linear_attention import attempted, delta_net, kernels, state_space
 
 import nrl_patches
 from nrl_patches.patches._shared import filled_cache, filled_hybrids
@@ -76,13 +76,6 @@ def with_gradients(model, tokens):
     part = model(inputs_embeds=last, use_cache=True, **{name: cache}, **how).logits
     expected, found = (torch.autograd.grad(logits.float().logsumexp(-1).sum(), last)[0] for logits in (whole, part))
     return {"logits": relative(part.detach(), whole.detach()), "gradients": relative(found, expected)}
-
-
-def attempted(attempt):
-    try:
-        return attempt()
-    except Exception as error:  # noqa: BLE001 - any is what there is to say
-        return f"{type(error).__name__}: {error}"[:160]
 
 
 def outcome(family):

@@ -20,7 +20,7 @@ def test_packed_sequences_stay_apart_whoever_takes_seq_idx(release):
     assert not any(family["positions"]["convolution"] for family in found.values())
     convolutions = {family: found[family]["seq_idx too"]["convolution"] for family in MIXERS}
     # Up to 5.14.1 most mixers have it among their keywords, and drop it. Jamba's scan knows nothing of it to this day,
-    # and Falcon-H1 up to 5.16.1 does not hand it to its layers; those of Nemotron-H there do not hand it on.
+    # and Falcon-H1 up to 5.16.1 does not hand it to its layers.
     none = {"5.14.1": set(MIXERS), "5.15.0": {"Jamba", "FalconH1"}, "5.24.0": {"Jamba"}}[release]
     assert convolutions == {family: 0 if family in none else mixers for family, mixers in MIXERS.items()}
     scans = {family: found[family]["seq_idx too"]["scan"] for family in MIXERS if family != "Lfm2"}

@@ -24,7 +24,7 @@ from ways.kv_sharing import (
     trainer_steps,
 )
 
-from nrl_patches.patches._shared import accumulation, router_losses
+from nrl_patches.patches._shared import accumulation, router_losses, two_ranks
 
 TOKENS = torch.randint(3, 16, (2, 12), generator=torch.Generator().manual_seed(1))
 # The first label is none: the Trainer divides by the number of labels, the model by that of the predictions.
@@ -144,6 +144,30 @@ def fsdp2(how):
     for layer in model.model.layers:
         fully_shard(layer, mesh=one_rank())
     return far(fully_shard(model, mesh=one_rank()))
+
+
+def ranks(wrap):
+    """Two gloo ranks with a row each, whose gradients are averaged."""
+
+    def step_of_row(model, row):
+        rows = {"input_ids": TOKENS[row : row + 1], "labels": LABELS[row : row + 1]}
+        return step(model, lambda model: model(**rows, use_cache=False).loss)
+
+    def rank():
+        alone = [step_of_row(build(), row) for row in range(2)]
+        here = torch.distributed.get_rank()
+        found = step_of_row(wrap(checkpointed(build(), "enabled reentrant")), here)
+        expected = {name: (alone[0][name] + alone[1][name]) / 2 for name in alone[0]}
+        return {"far": distance(found, expected | {"loss": alone[here]["loss"]})}
+
+    return two_ranks.run(rank)["far"]
+
+
+def sharded(model):
+    mesh = torch.distributed.init_device_mesh("cpu", (2,))
+    for layer in model.model.layers:
+        fully_shard(layer, mesh=mesh)
+    return fully_shard(model, mesh=mesh)
 
 
 def lora(how):
@@ -277,6 +301,9 @@ def ways(*, compiles="all", models="mixtral"):
     if models == "switch":
         yield from switch_ways()
         return
+    # They are forks, and want no process group before theirs.
+    yield "DDP, two ranks", partial(ranks, DistributedDataParallel)
+    yield "FSDP2, two ranks", partial(ranks, sharded)
     yield "called by position", by_position
     yield "evaluation", evaluated
     yield "deepcopy", copied

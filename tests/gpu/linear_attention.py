@@ -3,9 +3,10 @@
     python linear_attention.py [--no-times] [MODEL...]
 
 One JSON object per model: the kernels, and how far the logits of packed rows are from the same sequences alone without
-the patches and with them, told by `position_ids` and by `cu_seq_lens_q` too; and the gradients, relatively, with the
-parameter that is the farthest. Then the time of a training step of Qwen3.5 and Nemotron-H: packed rows against padded
-ones of as many tokens, without the patches and with them, by each implementation of attention.
+the patches and with them, told by `position_ids`, and by `cu_seq_lens_q` or `seq_idx` too; the gradients, relatively,
+with the parameter that is the farthest; two rows at once; and what the first layer keeps in a cache of the last
+sequence. Then the time of a training step of Qwen3.5 and Nemotron-H: packed rows against padded ones of as many tokens,
+without the patches and with them, by each implementation of attention.
 """
 
 import inspect
@@ -18,13 +19,16 @@ from contextlib import nullcontext
 
 import torch
 from packed_rows import gradient_gap, leak
+from torch.utils._pytree import tree_leaves
 
 import nrl_patches
 from nrl_patches.patches._shared import state_space_models
 from nrl_patches.patches._shared.linear_attention_models import FAMILIES
 from nrl_patches.patches._shared.quiet import quiet
 
-LENGTHS = (70, 1, 57)
+LENGTHS = (80, 16, 32)
+"""Multiples of 16: Triton compiles each kernel anew for others, which takes minutes."""
+ROWS = (LENGTHS, (32, 96))
 
 
 def delta_net(family, attention="sdpa", layers=2, width=128):
@@ -99,7 +103,7 @@ def state_space(family, attention="sdpa", **changes):
     given = {"hidden_size": 64, **WIDER.get(family, {} if family.startswith("Lfm") else STATE), **changes}
     with torch.device("cpu"):
         model = state_space_models.tiny_model(family, attention, **given)
-    return model.to("cuda")
+    return model.to(torch.get_default_device())
 
 
 def gradients(model, **how):
@@ -110,6 +114,28 @@ def gradients(model, **how):
         return str(error)[:160]
     finally:
         model.eval()
+
+
+def gap_of_rows(model):
+    tokens = 3 + torch.arange(2 * sum(LENGTHS)).view(2, -1) % 60
+    positions = torch.stack([torch.cat([torch.arange(n) for n in lengths]) for lengths in ROWS])
+    with torch.no_grad():
+        packed = model(input_ids=tokens, position_ids=positions, use_cache=False).logits
+        parts = zip(tokens.split(1), ROWS, strict=True)
+        alone = [model(input_ids=part, use_cache=False).logits for row, n in parts for part in row.split(n, 1)]
+    return float((packed.flatten(0, 1) - torch.cat(alone, 1)[0]).abs().max())
+
+
+def gap_of_cache(model):
+    """How far the states of the first layer are from those after the last sequence alone, relative to the largest."""
+    tokens = 3 + torch.arange(sum(LENGTHS))[None] % 60
+    positions = torch.cat([torch.arange(n) for n in LENGTHS])[None]
+    with torch.no_grad():
+        packed = model(input_ids=tokens, position_ids=positions, use_cache=True).past_key_values
+        alone = model(input_ids=tokens[:, -LENGTHS[-1] :], use_cache=True).past_key_values
+    pairs = zip(*(tree_leaves(vars(cache.layers[0])) for cache in (packed, alone)), strict=True)
+    states = [pair for pair in pairs if torch.is_tensor(pair[0])]
+    return max(float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in states)
 
 
 def attempted(attempt):
@@ -131,6 +157,8 @@ def outcome(build):
         found["bfloat16"] = leak(model.to(torch.bfloat16), LENGTHS, use_cache=False)
         found["gradients, bfloat16"] = gradients(model)
         found["rounding of bfloat16"] = rounding(build)
+        found["two rows"] = attempted(lambda: gap_of_rows(build()))
+        found["cache"] = attempted(lambda: gap_of_cache(build()))
         for name, value in by_keyword.items():
             found[name] = attempted(lambda how={name: value}: leak(build(), LENGTHS, use_cache=False, **how))
             found[f"gradients, {name}"] = attempted(lambda how={name: value}: gradients(build(), **how))
@@ -172,10 +200,14 @@ LARGE = {
 
 def step_times(model):
     model = model.to(torch.bfloat16).train()
-    tokens = torch.randint(3, model.config.vocab_size, (4, 2048))
-    positions = torch.arange(2048).expand(4, -1)
-    padded = seconds(model, tokens, positions)
-    return {"padded": padded, "packed": seconds(model, tokens.view(1, -1), positions.reshape(1, -1))}
+    times = {}
+    for count, length in ((4, 2048), (32, 256)):
+        tokens = torch.randint(3, model.config.vocab_size, (count, length))
+        positions = torch.arange(length).expand(count, -1)
+        padded = seconds(model, tokens, positions)
+        packed = seconds(model, tokens.view(1, -1), positions.reshape(1, -1))
+        times[f"{count} of {length}"] = {"padded": padded, "packed": packed}
+    return times
 
 
 def print_times(name, attention):

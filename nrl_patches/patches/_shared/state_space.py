@@ -2,15 +2,16 @@
 
 A decoder layer is the innermost that is told of the sequences, and what is recomputed under checkpointing. It hands
 them to its mixer in place of the mask, so that they are an argument like any other to whatever lies between. The mixer
-is then run on each sequence alone: its code differs by release, and kernels and adapters are part of it.
+is then run on the sequences as a batch, by its own code, which differs by release and has adapters in it; or on whole
+rows, by kernels that are told of the sequences.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import inspect
-import weakref
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
 
@@ -18,6 +19,7 @@ from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
 from nrl_patches.patches._shared import kernel_rows
 from nrl_patches.patches._shared.arguments import with_argument
+from nrl_patches.patches._shared.last_rows import LastRows
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
 
 if TYPE_CHECKING:
@@ -36,6 +38,8 @@ REFUSAL = (
 
 
 Bounds: TypeAlias = "tuple[tuple[int, ...], ...]"
+Place: TypeAlias = "tuple[int, int, int]"
+"""Of a sequence: its row, where it begins there, and where it ends."""
 
 
 class Packed(NamedTuple):
@@ -44,12 +48,10 @@ class Packed(NamedTuple):
     Attributes:
         mask: The mask.
         bounds: For each row, where its sequences begin, and its length.
-        for_kernels: Whether `seq_idx` was given, which is for kernels that keep the sequences apart themselves.
     """
 
     mask: torch.Tensor | None
     bounds: Bounds
-    for_kernels: bool
 
 
 def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], mask: str = "attention_mask") -> None:
@@ -100,7 +102,7 @@ def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Ca
                 call = dict(zip(names, args, strict=False)) | kwargs
                 bounds = _bounds(self, mixer, call, call.get(mask))
                 if bounds is not None:
-                    told = Packed(_of_padding(call.get(mask)), bounds, call.get("seq_idx") is not None)
+                    told = Packed(_of_padding(call.get(mask)), bounds)
                     args, kwargs = with_argument(names, args, kwargs, mask, told)
             return forward(self, *args, **kwargs)
 
@@ -140,43 +142,12 @@ def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bound
     if is_traced(hidden):
         _refuse_graph(hidden, *told)
         return None
-    # Reading values makes the host wait for the device, and every layer is told the same.
-    found, bounds = _last.recall(hidden, told)
-    if found:
-        return bounds
     configs = (getattr(part, "config", None) for part in (layer, mixer, getattr(layer, "self_attn", None)))
     attentions = {getattr(config, "_attn_implementation", None) or "" for config in configs}
-    return _last.keep(hidden, told, _read(hidden, *told, flash="flash" in "".join(attentions)))
+    return _last.read(hidden, told, functools.partial(_read, hidden, *told, flash="flash" in "".join(attentions)))
 
 
-class _Last:
-    """What was found last, by identity of what it was found in."""
-
-    kept: tuple[Any, ...] = ()
-
-    @staticmethod
-    def _state(hidden: torch.Tensor, told: tuple[Any, ...]) -> tuple[Any, ...] | None:
-        if any(tensor is not None and tensor.is_inference() for tensor in told):
-            return None  # They do not tell when they were changed.
-        return hidden.shape[:2], *(None if tensor is None else tensor._version for tensor in told)
-
-    def recall(self, hidden: torch.Tensor, told: tuple[Any, ...]) -> tuple[bool, Bounds | None]:
-        """Return whether the same was asked last, and what the answer was."""
-        if not self.kept:
-            return False, None
-        references, state, bounds = self.kept
-        same = all((a and a()) is b for a, b in zip(references, told, strict=True))
-        return (True, bounds) if same and state == self._state(hidden, told) else (False, None)
-
-    def keep(self, hidden: torch.Tensor, told: tuple[Any, ...], bounds: Bounds | None) -> Bounds | None:
-        """Keep an answer, and return it."""
-        state = self._state(hidden, told)
-        references = tuple(None if tensor is None else weakref.ref(tensor) for tensor in told)
-        self.kept = () if state is None else (references, state, bounds)
-        return bounds
-
-
-_last = _Last()
+_last: LastRows[Bounds | None] = LastRows()
 
 
 def _changes(hidden: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
@@ -256,7 +227,7 @@ def tell_layers(function: ast.FunctionDef) -> ast.FunctionDef:
 
 
 def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a forward of a mixer that runs each sequence of packed rows alone.
+    """Build a forward of a mixer that keeps the sequences of packed rows apart.
 
     Args:
         forward: Upstream's.
@@ -265,60 +236,88 @@ def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
     names = list(inspect.signature(upstream).parameters)[1:]
     at = names.index("attention_mask")
 
-    def forward_each(self: Any, *args: Any, **kwargs: Any) -> Any:
+    def forward_apart(self: Any, *args: Any, **kwargs: Any) -> Any:
         mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[at] if len(args) > at else None
         if not isinstance(mask, Packed):
             return forward(self, *args, **kwargs)
-        call = dict(zip(names, args, strict=False)) | kwargs
-        if mask.for_kernels and _takes_row(upstream, self, call):
-            call = {key: value for key, value in call.items() if key not in OF_ROWS}
-            call |= {"attention_mask": mask.mask, "seq_idx": kernel_rows.seq_idx(mask.bounds, call["hidden_states"])}
+        call = dict(zip(names, args, strict=False)) | kwargs | {"attention_mask": mask.mask}
+        cache = next((call[name] for name in CACHES if call.get(name) is not None), None)
+        # What is packed on top of earlier tokens stays as it is.
+        if cache is not None and _is_filled(cache, self, call):
             return forward(self, **call)
-        return _each(forward, self, call, mask)
+        return _Run(forward, upstream, self, call).apart(mask.bounds, is_cached=cache is not None)
 
-    return forward_each
-
-
-def _takes_row(upstream: Callable[..., Any], mixer: Any, call: Mapping[str, Any]) -> bool:
-    """Whether the kernels of a mixer keep sequences apart; a cache would go on with the last one of each row."""
-    cached = any(call.get(name) is not None for name in CACHES)
-    return not cached and kernel_rows.take_seq_idx(mixer, upstream, call["hidden_states"])
+    return forward_apart
 
 
-def _each(forward: Callable[..., Any], mixer: Any, call: dict[str, Any], packed: Packed) -> torch.Tensor:
-    import torch
+def _batches(bounds: Bounds) -> Iterator[list[Place]]:
+    """Yield sequences of about the same length, so that no more than a fifth of each is padded."""
+    places = [(row, a, b) for row, row_bounds in enumerate(bounds) for a, b in pairwise(row_bounds)]
+    places.sort(key=lambda place: place[1] - place[2])
+    while places:
+        longest = places[0][2] - places[0][1]
+        count = sum(5 * (b - a) >= 4 * longest for _, a, b in places)
+        yield places[:count]
+        places = places[count:]
 
-    name = next((name for name in CACHES if name in call), None)
-    cache = call[name] if name else None
-    call["attention_mask"] = packed.mask
-    # What is packed on top of earlier tokens stays as it is.
-    if cache is not None and _is_filled(cache, mixer, call):
-        return forward(mixer, **call)
-    hidden, order, mask = call.pop("hidden_states"), call.pop("cache_position", None), call.pop("attention_mask")
-    call = {key: value for key, value in call.items() if key not in OF_ROWS}
 
-    def run(states: torch.Tensor, seen: Any, **how: Any) -> torch.Tensor:
-        if order is not None:
-            how["cache_position"] = order[: states.shape[1]]
-        return forward(mixer, **call | {"hidden_states": states, "attention_mask": seen} | how)
+class _Run:
+    """A call of a mixer that is done in parts.
 
-    alone = {name: None} if name else {}
-    rows = []
-    for row, bounds in enumerate(packed.bounds):
-        here = slice(row, row + 1)
-        parts = [
-            run(hidden[here, a:b], None if mask is None else mask[here, a:b], **alone) for a, b in pairwise(bounds)
-        ]
-        rows.append(torch.cat(parts, 1))
-    if cache is not None:
-        # A cache goes on with the last sequence of each row.
-        lengths = [bounds[-1] - bounds[-2] for bounds in packed.bounds]
+    Args:
+        forward: What runs it.
+        upstream: That without accelerate's hooks.
+        mixer: The mixer.
+        call: Its arguments by name.
+    """
+
+    def __init__(
+        self, forward: Callable[..., Any], upstream: Callable[..., Any], mixer: Any, call: dict[str, Any]
+    ) -> None:
+        self.forward, self.upstream, self.mixer = forward, upstream, mixer
+        self.hidden, self.order, self.mask = (
+            call.pop(name, None) for name in ("hidden_states", "cache_position", "attention_mask")
+        )
+        self.call = {key: value for key, value in call.items() if key not in OF_ROWS}
+        self.uncached = {name: None for name in CACHES if name in call}
+
+    def __call__(self, states: torch.Tensor, mask: torch.Tensor | None, **how: Any) -> Any:
+        if self.order is not None:
+            how["cache_position"] = self.order[: states.shape[1]]
+        return self.forward(self.mixer, **self.call | {"hidden_states": states, "attention_mask": mask} | how)
+
+    def apart(self, bounds: Bounds, *, is_cached: bool) -> torch.Tensor:
+        """Return what the mixer makes of packed rows; a cache goes on with the last sequence of each."""
+        whole = functools.partial(self, self.hidden, self.mask, **self.uncached)
+        found = kernel_rows.by_kernels(whole, self.upstream, self.mixer, self.hidden, bounds)
+        found = self._alone(bounds) if found is None else found
+        if is_cached:
+            self._cache(bounds)
+        return found
+
+    def _alone(self, bounds: Bounds) -> torch.Tensor:
+        import torch
+
+        pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
+        found: dict[Place, torch.Tensor] = {}
+        for batch in _batches(bounds):
+            hidden = pad([self.hidden[row, a:b] for row, a, b in batch])
+            mask = None if self.mask is None else pad([self.mask[row, a:b] for row, a, b in batch])
+            # What is padded comes last, and none before it sees it.
+            found |= zip(batch, self(hidden, mask, **self.uncached), strict=True)
+        rows = range(len(bounds))
+        return torch.stack([torch.cat([found[row, a, b][: b - a] for a, b in pairwise(bounds[row])]) for row in rows])
+
+    def _cache(self, bounds: Bounds) -> None:
+        import torch
+
+        lengths = [places[-1] - places[-2] for places in bounds]
         longest = max(lengths)
-        there = hidden.new_tensor(lengths)[:, None] > torch.arange(longest - 1, -1, -1, device=hidden.device)
-        if mask is not None:
-            there = there & (mask[:, -longest:] != 0)
-        run(hidden[:, -longest:], None if bool(there.all()) else there.to(torch.long))
-    return torch.cat(rows)
+        order = torch.arange(longest - 1, -1, -1, device=self.hidden.device)
+        there = self.hidden.new_tensor(lengths)[:, None] > order
+        if self.mask is not None:
+            there = there & (self.mask[:, -longest:] != 0)
+        self(self.hidden[:, -longest:], None if bool(there.all()) else there.to(torch.long))
 
 
 def _is_filled(cache: Any, mixer: Any, call: Mapping[str, Any]) -> bool:

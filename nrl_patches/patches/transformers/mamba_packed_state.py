@@ -5,9 +5,9 @@ Problem: the convolution and the recurrent state of Mamba layers (the mixers of 
     `seq_idx` is dropped, ignored or refused without the kernels of `mamba-ssm`.
 Hit by: training these models on packed rows, `DataCollatorWithFlattening` included. Wrong logits and gradients, no
     error.
-Fix: the mixer is run on each sequence alone, of whichever of `position_ids`, `seq_idx` and `cu_seq_lens_q` tells of
-    them; kernels that take `seq_idx` have the row, if it is given and there is no cache. Rows that are not packed take
-    the path that they had.
+Fix: kernels that take `seq_idx` are given it, of whichever of `position_ids`, `seq_idx` and `cu_seq_lens_q` tells of
+    the sequences; any other mixer is run on the sequences as a batch. Rows that are not packed take the path that they
+    had.
 Remove when: transformers separates them by `position_ids` without kernels; no release so far does.
 
 Inside `torch.compile` a packed row raises, as values cannot be read there, and so do sequences that `seq_idx` or

@@ -1,4 +1,4 @@
-"""Packed rows that `seq_idx` tells of: only kernels that take it are relied on."""
+"""Packed rows before kernels: those that take the sequences are told of them, and no others are relied on."""
 
 from pathlib import Path
 
@@ -11,17 +11,43 @@ ROUNDING = 1e-4
 
 MIXERS = {"Bamba": 1, "FalconH1": 2, "GraniteMoeHybrid": 1, "NemotronH": 1, "Zamba2": 3, "Lfm2": 1, "Jamba": 1}
 """How many of them the tiny models have."""
+TELL_NOTHING = {"FalconH1", "NemotronH", "Zamba2"}
+"""Those that call kernels before 5.15.0, and tell them of no sequences; until 5.12.0 so does LFM2."""
+DELTA_NETS = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid")
 
 
-@pytest.mark.parametrize("release", ["5.14.1", "5.15.0", "5.24.0"])
-def test_packed_sequences_stay_apart_whoever_takes_seq_idx(release):
+def gaps(found):
+    return [way["gap"] for family in found.values() for way in family.values()]
+
+
+def calls(found, kind):
+    """By family, how many calls were told of the sequences, which is the same however the model is."""
+    (counts,) = {tuple((family, way[name][kind]) for family, way in found.items()) for name in found[next(iter(found))]}
+    return dict(counts)
+
+
+@pytest.mark.parametrize("release", ["5.5.0", "5.14.1", "5.15.0", "5.24.0"])
+def test_kernels_of_state_space_models_are_told_of_packed_sequences(release):
     found = results(run_on(f"transformers=={release}", SCRIPT, *MIXERS))
-    assert all(way["gap"] < ROUNDING for family in found.values() for way in family.values())
-    assert not any(family["positions"]["convolution"] for family in found.values())
-    convolutions = {family: found[family]["seq_idx too"]["convolution"] for family in MIXERS}
-    # Up to 5.14.1 most mixers have it among their keywords, and drop it. Jamba's scan knows nothing of it to this day,
-    # and Falcon-H1 up to 5.16.1 does not hand it to its layers.
-    none = {"5.14.1": set(MIXERS), "5.15.0": {"Jamba", "FalconH1"}, "5.24.0": {"Jamba"}}[release]
-    assert convolutions == {family: 0 if family in none else mixers for family, mixers in MIXERS.items()}
-    scans = {family: found[family]["seq_idx too"]["scan"] for family in MIXERS if family != "Lfm2"}
-    assert scans == {family: convolutions[family] for family in scans}
+    assert max(gaps(found)) < ROUNDING
+    # Jamba's scan knows nothing of sequences to this day.
+    told = {"5.5.0": TELL_NOTHING | {"Lfm2"}, "5.14.1": TELL_NOTHING}.get(release, MIXERS.keys() - {"Jamba"})
+    assert calls(found, "convolution") == {family: n if family in told else 0 for family, n in MIXERS.items()}
+    assert calls(found, "scan") == {f: n if f in told - {"Lfm2"} else 0 for f, n in MIXERS.items()}
+
+
+@pytest.mark.parametrize(
+    ("release", "families", "has_function"),
+    [
+        ("4.57.6", ("qwen3_next",), True),
+        ("5.14.1", DELTA_NETS, True),
+        ("5.14.1", DELTA_NETS, False),
+        ("5.24.0", (*DELTA_NETS, "kimi_linear", "bailing_hybrid"), True),
+        ("5.24.0", DELTA_NETS, False),
+    ],
+)
+def test_kernels_of_delta_nets_are_told_of_packed_sequences(release, families, has_function):
+    options = [] if has_function else ["--without-fla"]
+    found = results(run_on(f"transformers=={release}", SCRIPT, *families, *options))
+    assert max(gaps(found)) < ROUNDING
+    assert calls(found, "rule") == dict.fromkeys(families, int(has_function))

@@ -11,7 +11,7 @@ import functools
 import inspect
 import sys
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from types import FunctionType
 from typing import TYPE_CHECKING, Any, cast
 
@@ -27,7 +27,7 @@ _OF_OLDER_SCAN = (*_OF_CONVOLUTION, "mamba_chunk_scan_combined", "mamba_split_co
 
 def by_kernels(
     run: Callable[..., Any],
-    upstream: Callable[..., Any],
+    names: Collection[str],
     mixer: Any,
     hidden: torch.Tensor,
     bounds: tuple[tuple[int, ...], ...],
@@ -35,16 +35,15 @@ def by_kernels(
     """Run a mixer without a cache on packed rows as they are, if its kernels can keep their sequences apart.
 
     Args:
-        run: Runs it; takes more arguments for it by keyword.
-        upstream: Its forward.
+        run: Runs upstream's forward of a mixer; takes more arguments for it by keyword.
+        names: Those of the parameters of that forward.
         mixer: The mixer.
         hidden: What it is given, ``(batch, length, width)``.
         bounds: For each row, where its sequences begin, and its length.
 
     Returns:
-        What it returns; None if it must be given each sequence alone.
+        What it returns; None if its kernels cannot.
     """
-    names = inspect.signature(upstream).parameters
     module = next(kind.__module__ for kind in type(mixer).__mro__ if kind.__module__.startswith("transformers."))
     # Other activations are not in the kernel: a plain convolution comes before them.
     if not is_on_gpu(hidden) or getattr(mixer, "activation", "silu") not in {"silu", "swish"}:
@@ -52,14 +51,14 @@ def by_kernels(
     place = vars(sys.modules[module])
     if "is_fast_path_available" not in place:
         functions = _OF_SCAN if hasattr(mixer, "A_log") else _OF_CONVOLUTION
-        told = not names.keys().isdisjoint({"seq_idx", "kwargs"})
+        told = "seq_idx" in names or "kwargs" in names
         told = told and all(takes(place.get(name), "seq_idx") for name in functions)
-        return run(seq_idx=seq_idx(bounds, hidden.device)) if told else None
+        return run(mixer, seq_idx=seq_idx(bounds, hidden.device)) if told else None
     if not place["is_fast_path_available"]:
         return None
     # Before 5.15.0 what is in `kwargs` goes no further.
     if "seq_idx" in names:
-        return run(seq_idx=seq_idx(bounds, hidden.device))
+        return run(mixer, seq_idx=seq_idx(bounds, hidden.device))
     return _told(run, mixer, seq_idx(bounds, hidden.device))
 
 
@@ -87,14 +86,10 @@ def _told(run: Callable[..., Any], mixer: Any, index: torch.Tensor) -> Any:
         called.append(True)
         return apart(mixer, *args, **kwargs)
 
-    own = vars(mixer)
-    if "cuda_kernels_forward" in own:
-        return None
-    own["cuda_kernels_forward"] = forward_apart
-    try:
-        found = run()
-    finally:
-        del own["cuda_kernels_forward"]
+    # The mixer itself may be running in another thread.
+    twin = object.__new__(type(mixer))
+    vars(twin).update(vars(mixer), cuda_kernels_forward=forward_apart)
+    found = run(twin)
     return found if called else None
 
 
@@ -166,13 +161,14 @@ class _Lengths:
         """
         import torch
 
-        if self.kept[0]() is not index:
+        kept = self.kept
+        if kept[0]() is not index:
             with torch.inference_mode(mode=False):
                 begins = torch.nn.functional.pad(index.diff() != 0, (1, 0), value=True)
                 ends = torch.nn.functional.pad(begins.flatten().nonzero().flatten(), (0, 1), value=begins.numel())
                 last = begins.sum(-1).cumsum(0) - 1
-            self.kept = weakref.ref(index), ends, last
-        return self.kept[1:]
+            self.kept = kept = weakref.ref(index), ends, last
+        return kept[1], kept[2]
 
 
 _lengths = _Lengths()

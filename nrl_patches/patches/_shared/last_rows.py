@@ -34,8 +34,9 @@ class LastRows(Generic[Found]):
             self._kept = None
             return find()
         state = hidden.device, hidden.shape[:2], *(None if tensor is None else tensor._version for tensor in told)
-        if self._kept is not None:
-            references, last, found = self._kept
+        kept = self._kept
+        if kept is not None:
+            references, last, found = kept
             if last == state and all((a and a()) is b for a, b in zip(references, told, strict=True)):
                 return found
         found = find()

@@ -232,8 +232,7 @@ def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
     Args:
         forward: Upstream's.
     """
-    upstream = _within_hooks(forward)
-    names = list(inspect.signature(upstream).parameters)[1:]
+    names = list(inspect.signature(_within_hooks(forward)).parameters)[1:]
     at = names.index("attention_mask")
 
     def forward_apart(self: Any, *args: Any, **kwargs: Any) -> Any:
@@ -245,7 +244,7 @@ def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
         # What is packed on top of earlier tokens stays as it is.
         if cache is not None and _is_filled(cache, self, call):
             return forward(self, **call)
-        return _Run(forward, upstream, self, call).apart(mask.bounds, is_cached=cache is not None)
+        return _Run(forward, names, self, call).apart(mask.bounds, is_cached=cache is not None)
 
     return forward_apart
 
@@ -266,30 +265,31 @@ class _Run:
 
     Args:
         forward: What runs it.
-        upstream: That without accelerate's hooks.
+        names: Those of the parameters of its forward.
         mixer: The mixer.
         call: Its arguments by name.
     """
 
-    def __init__(
-        self, forward: Callable[..., Any], upstream: Callable[..., Any], mixer: Any, call: dict[str, Any]
-    ) -> None:
-        self.forward, self.upstream, self.mixer = forward, upstream, mixer
+    def __init__(self, forward: Callable[..., Any], names: Collection[str], mixer: Any, call: dict[str, Any]) -> None:
+        self.forward, self.names, self.mixer = forward, names, mixer
         self.hidden, self.order, self.mask = (
             call.pop(name, None) for name in ("hidden_states", "cache_position", "attention_mask")
         )
         self.call = {key: value for key, value in call.items() if key not in OF_ROWS}
         self.uncached = {name: None for name in CACHES if name in call}
 
-    def __call__(self, states: torch.Tensor, mask: torch.Tensor | None, **how: Any) -> Any:
+    def __call__(self, mixer: Any, states: torch.Tensor, mask: torch.Tensor | None, **how: Any) -> Any:
         if self.order is not None:
             how["cache_position"] = self.order[: states.shape[1]]
-        return self.forward(self.mixer, **self.call | {"hidden_states": states, "attention_mask": mask} | how)
+        return self.forward(mixer, **self.call | {"hidden_states": states, "attention_mask": mask} | how)
 
     def apart(self, bounds: Bounds, *, is_cached: bool) -> torch.Tensor:
         """Return what the mixer makes of packed rows; a cache goes on with the last sequence of each."""
-        whole = functools.partial(self, self.hidden, self.mask, **self.uncached)
-        found = kernel_rows.by_kernels(whole, self.upstream, self.mixer, self.hidden, bounds)
+
+        def whole(mixer: Any, **how: Any) -> Any:
+            return self(mixer, self.hidden, self.mask, **self.uncached, **how)
+
+        found = kernel_rows.by_kernels(whole, self.names, self.mixer, self.hidden, bounds)
         found = self._alone(bounds) if found is None else found
         if is_cached:
             self._cache(bounds)
@@ -304,7 +304,7 @@ class _Run:
             hidden = pad([self.hidden[row, a:b] for row, a, b in batch])
             mask = None if self.mask is None else pad([self.mask[row, a:b] for row, a, b in batch])
             # What is padded comes last, and none before it sees it.
-            found |= zip(batch, self(hidden, mask, **self.uncached), strict=True)
+            found |= zip(batch, self(self.mixer, hidden, mask, **self.uncached), strict=True)
         rows = range(len(bounds))
         return torch.stack([torch.cat([found[row, a, b][: b - a] for a, b in pairwise(bounds[row])]) for row in rows])
 
@@ -317,7 +317,7 @@ class _Run:
         there = self.hidden.new_tensor(lengths)[:, None] > order
         if self.mask is not None:
             there = there & (self.mask[:, -longest:] != 0)
-        self(self.hidden[:, -longest:], None if bool(there.all()) else there.to(torch.long))
+        self(self.mixer, self.hidden[:, -longest:], None if bool(there.all()) else there.to(torch.long))
 
 
 def _is_filled(cache: Any, mixer: Any, call: Mapping[str, Any]) -> bool:

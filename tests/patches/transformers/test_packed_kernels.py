@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 from releases import results, run_on
 
+from nrl_patches.patches._shared.state_space import Packed, run_apart
+
 SCRIPT = Path(__file__).with_name("packed_kernels.py")
 
 ROUNDING = 1e-4
@@ -24,6 +26,26 @@ def calls(found, kind):
     """By family, how many calls were told of the sequences, which is the same however the model is."""
     (counts,) = {tuple((family, way[name][kind]) for family, way in found.items()) for name in found[next(iter(found))]}
     return dict(counts)
+
+
+def test_no_more_than_a_fifth_of_a_batch_of_sequences_is_padded():
+    import torch
+
+    seen = []
+
+    class Mixer:
+        __module__ = "transformers.models"
+
+        def forward(self, hidden_states, attention_mask=None):
+            assert attention_mask is None
+            seen.append(tuple(hidden_states.shape[:2]))
+            return 2 * hidden_states
+
+    hidden = torch.randn(3, 100, 2)
+    packed = Packed(None, ((0, 5, 10, 11, 100), (0, 4, 90, 100), (0, 100)))
+    assert torch.equal(run_apart(Mixer.forward)(Mixer(), hidden, packed), 2 * hidden)
+    # Of 100, 89 and 86 tokens, of 10, of 5, 5 and 4, and of 1.
+    assert seen == [(3, 100), (1, 10), (3, 5), (1, 1)]
 
 
 @pytest.mark.parametrize("release", ["5.5.0", "5.14.1", "5.15.0", "5.24.0"])

@@ -11,6 +11,9 @@ from unittest import mock
 
 import accelerate
 import torch
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
+from torch.distributed.tensor import DTensor
+from ways.kv_sharing import one_rank
 
 from nrl_patches.patches._shared import accumulation, two_ranks
 
@@ -85,7 +88,9 @@ def train(family, model, *, accumulated=True, **arguments):
 
 
 def weights(model):
-    return {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    """Whole, by the names that they have where nothing is wrapped."""
+    named = ((n.removeprefix("_fsdp_wrapped_module."), p) for n, p in model.named_parameters() if p.requires_grad)
+    return {n: (p.full_tensor() if isinstance(p, DTensor) else p).detach().clone() for n, p in named}
 
 
 def by_tokens(family, model, *, share=None):
@@ -196,6 +201,22 @@ def ranks(family):
     return two_ranks.run(rank)["far"]
 
 
+def fsdp1(family):
+    group = one_rank().get_group()
+    model = FullyShardedDataParallel(build(family), group, use_orig_params=True, device_id=torch.device("cpu"))
+    return accumulated(family, model)
+
+
+def fsdp2(family):
+    return accumulated(family, fully_shard(build(family), mesh=one_rank()))
+
+
+def device_map(family):
+    model = build(family)
+    places = {name: "cpu" for name, _ in model.named_children()}
+    return accumulated(family, accelerate.dispatch_model(model, places, main_device="cpu", force_hooks=True))
+
+
 def subclass(family, *, own_loss=False):
     """One that only has another name trains as its base; one with a loss of its own, as without the patch."""
     model = build(family)
@@ -232,6 +253,10 @@ def ways(*, families="llama gemma3 gemma3n gemma4 qwen2_5_vl", compiles="llama")
             yield f"{family} compile fullgraph", partial(fullgraph, family)
         for backend in ("eager", "aot_eager", "inductor"):
             yield f"{family} compile {backend}", partial(compiled, family, backend)
+    # Two ranks are forks, and want no process group before theirs.
+    for family in families.split():
+        yield f"{family} FSDP1", partial(fsdp1, family)
+        yield f"{family} FSDP2", partial(fsdp2, family)
 
 
 def ways_of(family):
@@ -244,6 +269,7 @@ def ways_of(family):
     yield f"{family} LoRA", partial(lora, family)
     yield f"{family} autocast", partial(in_bfloat16, family)
     yield f"{family} DDP of two ranks", partial(ranks, family)
+    yield f"{family} device map", partial(device_map, family)
     yield f"{family} deepcopy", lambda: accumulated(family, copy.deepcopy(build(family)))
     yield f"{family} pickle", lambda: accumulated(family, pickle.loads(pickle.dumps(build(family))))
     yield f"{family} subclass", partial(subclass, family)

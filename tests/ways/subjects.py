@@ -157,6 +157,7 @@ ACCUMULATION = {
     "checkpointing, non-reentrant": "* checkpointing non-reentrant",
     "checkpointing, reentrant": "* checkpointing reentrant",
     "DDP": "* DDP of two ranks",
+    "FSDP2": "* FSDP2",
     "LoRA": "* LoRA",
     "Trainer": "* Trainer",
     "autocast": "* autocast",
@@ -168,7 +169,6 @@ ACCUMULATION_LEFT_OUT = without(
     "the Trainer is told what to divide by before and after the model is called, and wraps it by itself",
     "checkpointing, torch's wrapper",
     "DDP, find_unused_parameters",
-    "FSDP2",
 )
 
 PACKED = ("Qwen3", "Mistral", "Gemma3")

@@ -1,6 +1,6 @@
 """Packed rows by mamba-ssm's and flash-linear-attention's own kernels on the CPU, in Triton's interpreter.
 
-    TRITON_INTERPRET=1 python interpreted_kernels.py FOLDER FAMILY...
+    TRITON_INTERPRET=1 python interpreted_kernels.py FOLDER [--tf32] FAMILY...
 
 No part of a test run. transformers is on the path, and so is FOLDER, before numpy's own: there lie triton,
 ``mamba_ssm`` of an archive of mamba-ssm, which is not built, flash-linear-attention with fla-core, einops, and a numpy
@@ -8,6 +8,7 @@ below 2.4 for the interpreter.
 
 Prints, by family, without the patches and with them, how far packed sequences are from each alone, on logits and on
 gradients, relatively, with the parameter that is the farthest; and how often a kernel was called, and told of them.
+``--tf32`` rounds the operands of each product as a GPU does.
 What is replaced: causal-conv1d, which is no Triton, by functions of PyTorch; the choice between configurations of a
 kernel, by the first; the checks that something is on a GPU. In ``fla/ops/common/chunk_delta_h.py`` of FOLDER the two
 ``i_t.to(tl.int64)`` have to be ``i_t``, as a loop counts in plain integers here.
@@ -22,8 +23,10 @@ from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from unittest import mock
 
+import numpy as np
 import torch
 from triton.runtime.autotuner import Autotuner
+from triton.runtime.interpreter import InterpreterBuilder, TensorHandle
 
 TESTS = Path(__file__).resolve().parents[1]
 LENGTHS = (70, 1, 57)
@@ -45,6 +48,18 @@ def interpret_on_the_cpu(folder):
     for name in ("mamba_ssm", "mamba_ssm.ops"):
         package = sys.modules[name] = ModuleType(name)
         package.__path__ = [str(Path(folder, *name.split(".")))]
+
+
+def rounded(handle):
+    if handle.data.dtype != np.float32:
+        return handle
+    bits = np.ascontiguousarray(handle.data).view(np.uint32)
+    return TensorHandle(((bits + 0x1000) & np.uint32(0xFFFFE000)).view(np.float32), handle.dtype)
+
+
+def round_operands():
+    exact = InterpreterBuilder.create_dot
+    InterpreterBuilder.create_dot = lambda self, a, b, *rest: exact(self, rounded(a), rounded(b), *rest)
 
 
 def convolve(x, weight, bias, seq_idx, initial_states, final_states, silu):  # noqa: PLR0913, PLR0917 - causal-conv1d's
@@ -122,4 +137,6 @@ if __name__ == "__main__":
     import nrl_patches
     from nrl_patches.patches._shared import kernel_rows, linear_attention_models
 
-    main(sys.argv[2:])
+    if "--tf32" in sys.argv:
+        round_operands()
+    main([argument for argument in sys.argv[2:] if argument != "--tf32"])

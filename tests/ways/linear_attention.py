@@ -24,7 +24,7 @@ from ways.kv_sharing import (
     plain,
     trainer_steps,
 )
-from ways.packing import COMPILE, LABELS, LENGTHS, POSITIONS, TOKENS, gradients, one_by_one
+from ways.packing import COMPILE, LABELS, LENGTHS, POSITIONS, TOKENS, gradients, leak_under_fsdp1, one_by_one
 
 from nrl_patches.patches._shared.linear_attention_models import tiny_model
 
@@ -299,6 +299,7 @@ def ways(families=("qwen3_5",), *, compiles="all"):
     yield "deepcopy", lambda: go(copy.deepcopy(build(main)))
     yield "pickle", lambda: go(pickle.loads(pickle.dumps(build(main))))
     yield "subclass", partial(subclass, main)
+    yield "mixers under FSDP1", lambda: leak_under_fsdp1(build(main))
     yield "LoRA in the convolution", partial(lora_in_the_convolution, main)
     for which in ("non-reentrant", "reentrant"):
         yield f"mixers wrapped {which}", partial(mixers_wrapped, main, which)

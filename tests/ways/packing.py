@@ -10,7 +10,7 @@ import pickle
 from functools import partial
 
 import torch
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.nn.parallel import DistributedDataParallel
 from ways.kv_sharing import (
     CHECKPOINTING,
@@ -24,7 +24,7 @@ from ways.kv_sharing import (
     trainer_steps,
 )
 
-from nrl_patches.patches._shared.packing import tiny_model
+from nrl_patches.patches._shared.packing import leak, tiny_model
 
 FAMILIES = {
     "Qwen3": {},
@@ -143,6 +143,21 @@ def fsdp2(checkpointing):
     for layer in model.model.layers:
         fully_shard(layer, mesh=one_rank())
     return far(fully_shard(model, mesh=one_rank()))
+
+
+def leak_under_fsdp1(model):
+    """How far packed logits are off where each mixer is a unit of FSDP1's, as a policy by size may have it."""
+    wrap = partial(
+        FullyShardedDataParallel,
+        process_group=one_rank().get_group(),
+        use_orig_params=True,
+        device_id=torch.device("cpu"),
+    )
+    for module in [*model.modules()]:
+        for name, child in [*module.named_children()]:
+            if hasattr(child, "conv1d") or hasattr(child, "conv"):
+                setattr(module, name, wrap(child))
+    return leak(wrap(model.eval()), use_cache=False)
 
 
 def lora(checkpointing):

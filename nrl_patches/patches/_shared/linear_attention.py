@@ -89,7 +89,7 @@ def _mixer(layer: Any) -> Any:
     mixer = layer.linear_attn if hasattr(layer, "linear_attn") else None
     if mixer is None and getattr(layer, "block_type", None) == "linear_attention":
         mixer = layer.self_attn
-    for wrapper in ("_checkpoint_wrapped_module", "_orig_mod"):
+    for wrapper in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"):
         mixer = getattr(mixer, wrapper, mixer)
     return mixer
 

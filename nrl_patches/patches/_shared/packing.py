@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 ROUNDING = 1e-4
 
+_CACHES = ("DynamicCache", "HybridConvCache")
+
 
 def look_under_mask(preprocess: Callable[..., Any]) -> Callable[..., torch.Tensor | None]:
     """Build a function that looks for packed sequences where transformers does not: under a mask, with an empty cache.
@@ -42,8 +44,8 @@ def look_under_mask(preprocess: Callable[..., Any]) -> Callable[..., torch.Tenso
         # Before 5.4.0 the length and the offset of the queries are not among the sizes.
         kv_length, kv_offset = sizes if len(sizes) == 2 else (sizes[1], sizes[3])  # noqa: PLR2004
         length = inputs.shape[1]
-        # Before 5.5 hybrid models have caches of their own that are none of transformers', named after this one.
-        dynamic = isinstance(cache, cache_utils.DynamicCache) or type(cache).__name__.endswith("DynamicCache")
+        # Before 5.5 hybrid models have caches of their own that are none of transformers', and grow like this one.
+        dynamic = isinstance(cache, cache_utils.DynamicCache) or type(cache).__name__.endswith(_CACHES)
         if length == 1 or not (cache is None or dynamic):
             return None
         if kv_length != length or kv_offset != 0:

@@ -11,47 +11,23 @@ from __future__ import annotations
 import ast
 import functools
 import inspect
-from collections.abc import Callable, Collection, Iterator, Mapping
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from collections.abc import Callable, Collection, Mapping
+from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
-from nrl_patches.patches._shared import kernel_rows
 from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.last_rows import LastRows
+from nrl_patches.patches._shared.mixers_apart import Bounds, Packed, run_apart, within_hooks
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
 
 if TYPE_CHECKING:
     import torch
 
-CACHES = ("cache", "cache_params", "past_key_values", "past_key_value")
-"""The names that releases have for the cache."""
-
-OF_ROWS = {"seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
-"""Keyword arguments that describe the row, and are wrong of one of its sequences."""
-
 REFUSAL = (
     "packed rows of a state-space model cannot be compiled: the state would run across their sequences. "
     "Run the model uncompiled, or pass one sequence per row"
 )
-
-
-Bounds: TypeAlias = "tuple[tuple[int, ...], ...]"
-Place: TypeAlias = "tuple[int, int, int]"
-"""Of a sequence: its row, where it begins there, and where it ends."""
-
-
-class Packed(NamedTuple):
-    """What a decoder layer hands to its mixer as the mask of packed rows.
-
-    Attributes:
-        mask: The mask.
-        bounds: For each row, where its sequences begin, and its length.
-    """
-
-    mask: torch.Tensor | None
-    bounds: Bounds
 
 
 def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], mask: str = "attention_mask") -> None:
@@ -73,14 +49,8 @@ def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], m
         )(hand_down(attribute, {mixer, *layers}, mask))
     patch.fix(
         f"{module}:{mixer}.forward",
-        guard=lambda forward: mismatch(_within_hooks(forward), parameters="self hidden_states attention_mask"),
+        guard=lambda forward: mismatch(within_hooks(forward), parameters="self hidden_states attention_mask"),
     )(run_apart)
-
-
-def _within_hooks(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Return the forward that accelerate's hooks lie around; from 5.13.0 to 5.15.1 they do not tell its signature."""
-    closure = inspect.getclosurevars(forward).nonlocals if inspect.isfunction(forward) else {}
-    return cast("Callable[..., Any]", closure.get("forward_func", forward))
 
 
 def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
@@ -128,15 +98,17 @@ def _of_padding(mask: Any) -> Any:
 
 def _inside(mixer: Any) -> Any:
     """Return a mixer without what is wrapped around it."""
-    for wrapper in ("_checkpoint_wrapped_module", "_orig_mod"):
+    for wrapper in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"):
         mixer = getattr(mixer, wrapper, mixer)
     return mixer
 
 
 def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bounds | None:
     """Return where the sequences of packed rows begin, by all that a decoder layer was told; None if none is packed."""
-    hidden = call["hidden_states"]
-    told = (call.get("position_ids"), _of_padding(mask), call.get("seq_idx"), call.get("cu_seq_lens_q"))
+    hidden, padding = call["hidden_states"], _of_padding(mask)
+    # On top of earlier tokens it may be of these too.
+    padding = None if padding is None or padding.shape[1] != hidden.shape[1] else padding
+    told = (call.get("position_ids"), padding, call.get("seq_idx"), call.get("cu_seq_lens_q"))
     if isinstance(mask, Packed) or hidden.shape[1] == 1 or told[0] is told[2] is told[3] is None:
         return None
     if is_traced(hidden):
@@ -226,106 +198,45 @@ def tell_layers(function: ast.FunctionDef) -> ast.FunctionDef:
     return function
 
 
-def run_apart(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Build a forward of a mixer that keeps the sequences of packed rows apart.
+def hand_over_layers(function: ast.FunctionDef) -> ast.FunctionDef:
+    """Rewrite the forward of a model whose layers cannot be told of positions, so that it hands mixers the sequences.
 
     Args:
-        forward: Upstream's.
+        function: Upstream's.
+
+    Returns:
+        The same with another mask, which its layers pass on to their mixers.
+
+    Raises:
+        MismatchError: It does not go through its layers in one place.
     """
-    names = list(inspect.signature(_within_hooks(forward)).parameters)[1:]
-    at = names.index("attention_mask")
-
-    def forward_apart(self: Any, *args: Any, **kwargs: Any) -> Any:
-        mask = kwargs["attention_mask"] if "attention_mask" in kwargs else args[at] if len(args) > at else None
-        if not isinstance(mask, Packed):
-            return forward(self, *args, **kwargs)
-        call = dict(zip(names, args, strict=False)) | kwargs | {"attention_mask": mask.mask}
-        cache = next((call[name] for name in CACHES if call.get(name) is not None), None)
-        # What is packed on top of earlier tokens stays as it is.
-        if cache is not None and _is_filled(cache, self, call):
-            return forward(self, **call)
-        return _Run(forward, names, self, call).apart(mask.bounds, is_cached=cache is not None)
-
-    return forward_apart
+    loops = [node for node in function.body if isinstance(node, ast.For) and "self.layers" in ast.unparse(node.iter)]
+    if len(loops) != 1:
+        raise MismatchError("one loop over self.layers", f"{len(loops)} loops")
+    at = function.body.index(loops[0])
+    function.body[at:at] = ast.parse(
+        f"from {__name__.rpartition('.')[0]} import state_space as _state_space\n"
+        "attention_mask = _state_space.packed_mask(self, attention_mask, hidden_states, position_ids)"
+    ).body
+    return function
 
 
-def _batches(bounds: Bounds) -> Iterator[list[Place]]:
-    """Yield sequences of about the same length, so that no more than a fifth of each is padded."""
-    places = [(row, a, b) for row, row_bounds in enumerate(bounds) for a, b in pairwise(row_bounds)]
-    places.sort(key=lambda place: place[1] - place[2])
-    while places:
-        longest = places[0][2] - places[0][1]
-        count = sum(5 * (b - a) >= 4 * longest for _, a, b in places)
-        yield places[:count]
-        places = places[count:]
-
-
-class _Run:
-    """A call of a mixer that is done in parts.
+def packed_mask(model: Any, mask: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+    """Return what the layers of a model are to pass to their mixers as the mask.
 
     Args:
-        forward: What runs it.
-        names: Those of the parameters of its forward.
-        mixer: The mixer.
-        call: Its arguments by name.
+        model: The model.
+        mask: False for padding, ``(batch, length)``; None if there is none.
+        hidden: The embeddings, ``(batch, length, width)``.
+        positions: The positions, ``(batch, length)``.
+
+    Returns:
+        :class:`Packed` if there are packed rows and the mixers take it, else the mask.
     """
-
-    def __init__(self, forward: Callable[..., Any], names: Collection[str], mixer: Any, call: dict[str, Any]) -> None:
-        self.forward, self.names, self.mixer = forward, names, mixer
-        self.hidden, self.order, self.mask = (
-            call.pop(name, None) for name in ("hidden_states", "cache_position", "attention_mask")
-        )
-        self.call = {key: value for key, value in call.items() if key not in OF_ROWS}
-        self.uncached = {name: None for name in CACHES if name in call}
-
-    def __call__(self, mixer: Any, states: torch.Tensor, mask: torch.Tensor | None, **how: Any) -> Any:
-        if self.order is not None:
-            how["cache_position"] = self.order[: states.shape[1]]
-        return self.forward(mixer, **self.call | {"hidden_states": states, "attention_mask": mask} | how)
-
-    def apart(self, bounds: Bounds, *, is_cached: bool) -> torch.Tensor:
-        """Return what the mixer makes of packed rows; a cache goes on with the last sequence of each."""
-
-        def whole(mixer: Any, **how: Any) -> Any:
-            return self(mixer, self.hidden, self.mask, **self.uncached, **how)
-
-        found = kernel_rows.by_kernels(whole, self.names, self.mixer, self.hidden, bounds)
-        found = self._alone(bounds) if found is None else found
-        if is_cached:
-            self._cache(bounds)
-        return found
-
-    def _alone(self, bounds: Bounds) -> torch.Tensor:
-        import torch
-
-        pad = functools.partial(torch.nn.utils.rnn.pad_sequence, batch_first=True)
-        found: dict[Place, torch.Tensor] = {}
-        for batch in _batches(bounds):
-            hidden = pad([self.hidden[row, a:b] for row, a, b in batch])
-            mask = None if self.mask is None else pad([self.mask[row, a:b] for row, a, b in batch])
-            # What is padded comes last, and none before it sees it.
-            found |= zip(batch, self(self.mixer, hidden, mask, **self.uncached), strict=True)
-        rows = range(len(bounds))
-        return torch.stack([torch.cat([found[row, a, b][: b - a] for a, b in pairwise(bounds[row])]) for row in rows])
-
-    def _cache(self, bounds: Bounds) -> None:
-        import torch
-
-        lengths = [places[-1] - places[-2] for places in bounds]
-        longest = max(lengths)
-        order = torch.arange(longest - 1, -1, -1, device=self.hidden.device)
-        there = self.hidden.new_tensor(lengths)[:, None] > order
-        if self.mask is not None:
-            there = there & (self.mask[:, -longest:] != 0)
-        self(self.mixer, self.hidden[:, -longest:], None if bool(there.all()) else there.to(torch.long))
-
-
-def _is_filled(cache: Any, mixer: Any, call: Mapping[str, Any]) -> bool:
-    """Whether a cache has states of earlier tokens for a mixer."""
-    filled = getattr(cache, "has_previous_state", None)
-    if callable(filled):
-        filled = filled(mixer.layer_idx)
-    if filled is None:
-        order = call.get("cache_position")
-        filled = order is not None and bool(order[0] > 0)
-    return bool(filled)
+    bounds = _bounds(model, None, {"hidden_states": hidden, "position_ids": positions}, mask)
+    if bounds is None:
+        return mask
+    mixers = [_inside(getattr(layer, "mamba_decoder", layer).mamba) for layer in model.layers]
+    modules = {"transformers.models.zamba2.modeling_zamba2", "transformers.integrations.accelerate"}
+    taken = all(_takes_packed(type(mixer), {"Zamba2MambaMixer"}, modules) for mixer in mixers)
+    return Packed(_of_padding(mask), bounds) if taken else mask

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from nrl_patches.patches._shared.state_space import CACHES, OF_ROWS
+from nrl_patches.patches._shared.mixers_apart import CACHES, OF_ROWS
 
 if TYPE_CHECKING:
     import torch

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from releases import results, run_on
 
-from nrl_patches.patches._shared.state_space import Packed, run_apart
+from nrl_patches.patches._shared.mixers_apart import Packed, run_apart
 
 SCRIPT = Path(__file__).with_name("packed_kernels.py")
 

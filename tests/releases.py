@@ -43,6 +43,7 @@ ENVIRONMENTS = (
     "transformers==4.57.1",  # the first with Qwen3-Next
     "transformers==4.57.6",
     "transformers==5.0.0",
+    "transformers==5.1.0",  # the last in which hybrid models make masks of their own
     "transformers==5.2.0",  # the first whose Trainer divides gradients twice
     "transformers==5.3.0",  # the first with Nemotron-H and OLMo Hybrid, and that obeys the class of a tokenizer
     "peft==0.21.2 & transformers==5.4.0",  # the first without the rule for Qwen-VL's vision tower

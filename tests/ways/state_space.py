@@ -24,7 +24,7 @@ from ways.kv_sharing import (
     plain,
     trainer_steps,
 )
-from ways.packing import LABELS, LENGTHS, ONES, POSITIONS, TOKENS, call, gradients, one_by_one
+from ways.packing import LABELS, LENGTHS, ONES, POSITIONS, TOKENS, call, gradients, leak_under_fsdp1, one_by_one
 
 from nrl_patches.patches._shared.state_space import REFUSAL
 from nrl_patches.patches._shared.state_space_models import tiny_model, without_attention
@@ -33,9 +33,8 @@ INDEX = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tenso
 ENDS = torch.tensor((0, *(n for row in LENGTHS for n in row))).cumsum(0).int()
 
 
-def build(family):
-    """Return a model whose attention adds nothing, as it does not tell sequences apart in every release."""
-    return without_attention(tiny_model(family)).train()
+def build(family, attention="eager"):
+    return tiny_model(family, attention).train()
 
 
 @functools.cache
@@ -47,8 +46,8 @@ def far(model, family, forward=call):
     return distance(gradients(model, forward), reference(family))
 
 
-def given(family, **how):
-    return far(build(family), family, partial(call, **how))
+def given(family, attention="eager", **how):
+    return far(build(family, attention), family, partial(call, **how))
 
 
 def by_keyword(family):
@@ -111,8 +110,8 @@ def packed_between_padding(family):
 
 
 def goes_on(family, batch=2):
-    """Decode a token after packed rows: it belongs to the last sequence of each."""
-    model = build(family).eval()
+    """Decode a token after packed rows: it belongs to the last sequence of each. Attention adds nothing here."""
+    model = without_attention(build(family)).eval()
     ends = [row[-1] for row in LENGTHS][:batch]
     token = torch.full((batch, 1), 7)
     with torch.no_grad():
@@ -130,6 +129,22 @@ def goes_on(family, batch=2):
     return distance({"logits": found}, {"logits": torch.cat(expected)})
 
 
+def on_top(family):
+    """Packed rows on top of earlier tokens, with a mask of all of them and without one."""
+    model, found = build(family).eval(), {}
+    for mask in (ONES, None):
+        with torch.no_grad():
+            earlier = model(input_ids=TOKENS[:, :3], use_cache=True)
+            name = next(
+                (name for name in ("cache", "past_key_values") if getattr(earlier, name, None) is not None), None
+            )
+            if name is None:  # These make no cache but in `generate`.
+                return 0.0
+            how = {"attention_mask": mask, "position_ids": POSITIONS[:, 3:], name: getattr(earlier, name)}
+            found[mask is None] = {"logits": model(input_ids=TOKENS[:, 3:], use_cache=True, **how).logits}
+    return distance(found[False], found[True])
+
+
 def subclass(family):
     model = build(family)
     kind = type(model)
@@ -140,7 +155,7 @@ def subclass(family):
         def forward(self, *args, **kwargs):
             return super().forward(*args, **kwargs)
 
-    renamed = without_attention(Renamed(model.config)).train()
+    renamed = Renamed(model.config).train()
     renamed.load_state_dict(model.state_dict())
     return far(renamed, family)
 
@@ -275,7 +290,9 @@ def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
     """
     for family in families:
         yield f"{family}, eager, a mask", partial(given, family)
+        yield f"{family}, sdpa, a mask", partial(given, family, "sdpa")
         yield f"{family}, eager, neither", partial(given, family, attention_mask=None)
+        yield f"{family}, sdpa, neither", partial(given, family, "sdpa", attention_mask=None)
         yield f"{family}, eager, a cache", partial(given, family, attention_mask=None, use_cache=True)
         yield f"{family}, packed between padding", partial(packed_between_padding, family)
         if keywords:
@@ -283,6 +300,7 @@ def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
             yield f"{family}, seq_idx without positions", partial(by_keyword_alone, family)
         yield f"{family}, decoding goes on", partial(goes_on, family)
         yield f"{family}, decoding goes on, one row", partial(goes_on, family, batch=1)
+        yield f"{family}, packed on top of a cache", partial(on_top, family)
         for left in (True, False):
             for batch in (1, 2):
                 side = "left" if left else "right"
@@ -296,6 +314,7 @@ def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
     yield "deepcopy", lambda: far(copy.deepcopy(build(main)), main)
     yield "pickle", lambda: far(pickle.loads(pickle.dumps(build(main))), main)
     yield "subclass", partial(subclass, main)
+    yield "mixers under FSDP1", lambda: leak_under_fsdp1(build(main))
     for label, settings in TRAINER.items():
         yield f"Trainer, {label}", partial(trained, main, **settings)
     for how in CHECKPOINTING:

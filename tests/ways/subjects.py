@@ -371,15 +371,17 @@ SUBJECTS = (
     Subject(
         "state-space layers",
         patches=(
+            "transformers.hybrid_masks_without_position_ids",
+            "transformers.lfm2_convolution_mask",
             "transformers.mamba_packed_state",
             "transformers.short_conv_packed_state",
             "transformers.single_row_padding",
         ),
         module="state_space",
         environments={
-            "transformers==4.48.0": {"families": ("Bamba",), "compiles": (), "keywords": False},
+            "transformers==4.48.0": {"families": ("Bamba", "Jamba"), "compiles": (), "keywords": False},
             "transformers==4.54.0": {
-                "families": ("FalconH1", "GraniteMoeHybrid", "Lfm2"),
+                "families": ("FalconH1", "GraniteMoeHybrid", "Zamba2", "Lfm2"),
                 "compiles": (),
                 "keywords": False,
             },
@@ -397,12 +399,8 @@ SUBJECTS = (
             "no checkpointing": "checkpointing none",
         },
         leaves_out={},
-        # Its convolution is given the mask of the attention, whatever the size of the batch. And step by step Zamba2's
-        # state rounds otherwise than in chunks, by 2e-4.
-        open={
-            "transformers==4.54.0": "Lfm2, padded on the left, *",
-            beside_peft("5.24.0"): "Zamba2, decoding goes on*",
-        },
+        # Step by step Zamba2's state rounds otherwise than in chunks, by 2e-4.
+        open={beside_peft("5.24.0"): "Zamba2, decoding goes on*"},
     ),
     Subject(
         "caches of hybrid models",

@@ -6,6 +6,7 @@ nobody knows. Colours follow the reader's light or dark mode. Needs Jinja2, whic
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -122,9 +123,8 @@ def to_ranges_svg(drawn: Sequence[Axis], *, caption: str) -> str:
         placed = _placed(one, y)
         y = placed["bottom"] + 26
         shown.append(placed)
-    return (
-        environment.from_string(template).render(width=_WIDTH, height=y, left=_LEFT, axes=shown, caption=caption) + "\n"
-    )
+    text = environment.from_string(template).render(width=_WIDTH, height=y, left=_LEFT, axes=shown, caption=caption)
+    return re.sub(r'(?<=\d)\.0"', '"', text) + "\n"
 
 
 def _lines(patch: Defect, name: str, releases: Sequence[Version]) -> Iterator[Line]:

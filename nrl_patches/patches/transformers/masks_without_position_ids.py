@@ -7,7 +7,7 @@ Fix: the argument that is missing is put among those of the masks.
 Remove when: these models pass it; no release so far does.
 
 With a mask of ones or a cache it takes `packing_under_mask` too, and for the Mamba layers of Granite 4
-`mamba_packed_state`. Granite 4 and Evolla up to 4.57.6 are not repaired.
+`mamba_packed_state`; for Granite 4 up to 4.57.6 `hybrid_masks_without_position_ids`. Evolla there is not repaired.
 """
 
 import ast

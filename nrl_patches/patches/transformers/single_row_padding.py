@@ -7,7 +7,7 @@ Hit by: a batch of one row that is padded on the left, in training, evaluation a
 Fix: the mask is multiplied in whenever it has the length of the row.
 Remove when: no supported release is older than transformers 5.15.0, which does so.
 
-The convolution of LFM2 up to 4.57.6 is given the mask of its attention instead, in batches of any size.
+The convolution of LFM2 up to 4.57.6 takes `lfm2_convolution_mask` too.
 """
 
 from collections.abc import Callable

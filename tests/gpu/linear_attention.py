@@ -1,17 +1,19 @@
 """Packed rows of gated delta nets and state-space models on a GPU, by the kernels that are installed there.
 
-    python linear_attention.py [--no-times] [MODEL...]
+    python linear_attention.py [--no-times] [--one-configuration] [MODEL...]
 
 One JSON object per model: the kernels, and how far the logits of packed rows are from the same sequences alone without
 the patches and with them, told by `position_ids`, and by `cu_seq_lens_q` or `seq_idx` too; the gradients, relatively,
 with the parameter that is the farthest; two rows at once; and what the first layer keeps in a cache of the last
-sequence. Then the time of a training step of Qwen3.5 and Nemotron-H: packed rows against padded ones of as many tokens,
-without the patches and with them, by each implementation of attention.
+sequence. Then the time of a training step of Qwen3.5, Nemotron-H and Jamba: packed rows against padded ones of as many
+tokens, without the patches and with them, by each implementation of attention. ``--one-configuration`` takes the
+smallest of each Triton kernel, as to compile and time all of them takes most of an hour.
 """
 
 import inspect
 import itertools
 import json
+import math
 import statistics
 import sys
 import time
@@ -19,6 +21,7 @@ from contextlib import nullcontext
 
 import torch
 from packed_rows import gradient_gap, leak
+from torch.profiler import ProfilerActivity, profile
 from torch.utils._pytree import tree_leaves
 
 import nrl_patches
@@ -29,6 +32,18 @@ from nrl_patches.patches._shared.quiet import quiet
 LENGTHS = (80, 16, 32)
 """Multiples of 16: Triton compiles each kernel anew for others, which takes minutes."""
 ROWS = (LENGTHS, (32, 96))
+
+
+def choose_the_smallest():
+    from triton.runtime.autotuner import Autotuner
+
+    chosen = Autotuner.__init__
+
+    def choose(self, *args, **kwargs):
+        chosen(self, *args, **kwargs)
+        self.configs = [min(self.configs, key=lambda one: math.prod(n for n in one.all_kwargs().values() if n))]
+
+    Autotuner.__init__ = choose
 
 
 def delta_net(family, attention="sdpa", layers=2, width=128):
@@ -97,6 +112,7 @@ WIDER = {
 }
 """What kernels ask for more than tiny models need, by family."""
 STATE = {"mamba_d_head": 16, "mamba_d_state": 16, "mamba_chunk_size": 64, "mamba_d_ssm": 128}
+WIDER["GraniteMoeHybrid"] = STATE | {"head_dim": 16}  # Which 4.57.6 does not derive.
 
 
 def state_space(family, attention="sdpa", **changes):
@@ -133,7 +149,10 @@ def gap_of_cache(model):
     with torch.no_grad():
         packed = model(input_ids=tokens, position_ids=positions, use_cache=True).past_key_values
         alone = model(input_ids=tokens[:, -LENGTHS[-1] :], use_cache=True).past_key_values
-    pairs = zip(*(tree_leaves(vars(cache.layers[0])) for cache in (packed, alone)), strict=True)
+    layers = [
+        {k: v for k, v in vars(cache.layers[0]).items() if k not in {"keys", "values"}} for cache in (packed, alone)
+    ]
+    pairs = zip(*map(tree_leaves, layers), strict=True)
     states = [pair for pair in pairs if torch.is_tensor(pair[0])]
     return max(float((a.float() - b.float()).abs().max() / b.float().abs().max()) for a, b in states)
 
@@ -169,15 +188,22 @@ def outcome(build):
 
 
 def seconds(model, tokens, positions):
-    times = []
-    for _ in range(12):
+    """The median time of a training step, how long the GPU is busy in one, and with how many kernels."""
+
+    def step():
         model.zero_grad()
         torch.cuda.synchronize()
         start = time.perf_counter()
         model(input_ids=tokens, position_ids=positions, labels=tokens, use_cache=False).loss.backward()
         torch.cuda.synchronize()
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[2:])
+        return time.perf_counter() - start
+
+    times = [step() for _ in range(22)][2:]
+    with profile(activities=[ProfilerActivity.CUDA]) as profiled:
+        step()
+    events = [event for event in profiled.key_averages() if event.device_type == torch.autograd.DeviceType.CUDA]
+    busy, kernels = (sum(getattr(event, name) for event in events) for name in ("self_device_time_total", "count"))
+    return {"step": statistics.median(times), "busy": busy / 1e6, "kernels": kernels}
 
 
 LARGE = {
@@ -195,13 +221,24 @@ LARGE = {
         ssm_state_size=128,
         chunk_size=256,
     ),
+    "Jamba": lambda attention: state_space(
+        "Jamba",
+        attention,
+        hidden_size=1024,
+        intermediate_size=2048,
+        num_hidden_layers=8,
+        num_attention_heads=8,
+        head_dim=128,
+        mamba_d_state=16,
+        mamba_dt_rank=64,
+    ),
 }
 
 
 def step_times(model):
     model = model.to(torch.bfloat16).train()
     times = {}
-    for count, length in ((4, 2048), (32, 256)):
+    for count, length in ((4, 2048), (32, 256), (128, 64)):
         tokens = torch.randint(3, model.config.vocab_size, (count, length))
         positions = torch.arange(length).expand(count, -1)
         padded = seconds(model, tokens, positions)
@@ -229,7 +266,9 @@ def main():
     print(json.dumps({"torch": torch.__version__, "transformers": transformers.__version__}))
     torch.set_default_device("cuda")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
-    asked = [argument for argument in sys.argv[1:] if argument != "--no-times"]
+    if "--one-configuration" in sys.argv:
+        choose_the_smallest()
+    asked = [argument for argument in sys.argv[1:] if not argument.startswith("--")]
     there = [family for family in FAMILIES if hasattr(transformers, f"{FAMILIES[family]}ForCausalLM")]
     builds = {family: lambda family=family: delta_net(family) for family in there if "qwen" in family}
     for family in (*state_space_models.MAMBA, "Lfm2"):

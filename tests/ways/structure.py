@@ -17,7 +17,6 @@ import types
 import typing
 
 import nrl_patches
-from nrl_patches.engine.registry import load
 from nrl_patches.engine.targets import MARK
 
 KINDS = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction, inspect.ismethod)
@@ -321,29 +320,32 @@ def replaced(old, new, owner, name):
             setattr(owner, name, raw)
 
 
-def layers_of(function, owner, name):
-    """How many patches have replaced a target by the same function, as those of several models may."""
-    mark = getattr(function, MARK)
-    fixes = [fix for patch_id in mark.ids for fix in load().patches[patch_id].fixes if fix.qualname]
-    here = [fix for fix in fixes if is_there(fix.module) and owner_of(fix) == (owner, name)]
-    return sum(fix.build(mark.pristine).__code__ == function.__code__ for fix in here)
-
-
 def inherited(patch, owner, name, below):
     """Put a derived class in its base's place while the probe runs: each of its calls reaches the fix once.
 
-    There is none where the probe uses classes that were derived from the base before.
+    There is none where the probe uses classes that were derived from the base before. Where two patches have the same
+    build, what the outer one calls, perhaps several times, is not counted.
     """
     function = function_of(owner, name)
     reached = 0
 
+    def receiver(frame):
+        # What replaces several methods has one code for all.
+        first = frame.f_locals.get(frame.f_code.co_varnames[0])
+        return first[0] if isinstance(first, tuple) else first
+
+    def is_within(frame, first):
+        while (frame := frame.f_back) is not None:
+            if frame.f_code is function.__code__ and receiver(frame) is first:
+                return True
+        return False
+
     def count(frame, event, _):
         nonlocal reached
         if event == "call" and frame.f_code is function.__code__:
-            # What replaces several methods has one code for all.
-            first = frame.f_locals.get(frame.f_code.co_varnames[0])
-            first = first[0] if isinstance(first, tuple) else first
-            reached += isinstance(first, below.kind) or first is below.kind
+            first = receiver(frame)
+            is_below = isinstance(first, below.kind) or first is below.kind
+            reached += is_below and not is_within(frame, first)
 
     with replaced(owner, below.kind, sys.modules[owner.__module__], owner.__name__):
         sys.setprofile(count)
@@ -353,6 +355,6 @@ def inherited(patch, owner, name, below):
         finally:
             threading.setprofile(None)
             sys.setprofile(None)
-    if problem is None and below.calls and reached not in {below.calls, below.calls * layers_of(function, owner, name)}:
+    if problem is None and reached != below.calls:
         problem = f"{below.calls} calls reached the fix {reached} times"
     return problem

@@ -92,6 +92,7 @@ class Below:
 
     Attributes:
         calls: How often that was called.
+        code: Its code.
     """
 
     def __init__(self, owner, name):
@@ -101,6 +102,7 @@ class Below:
             self.calls += 1
             return getattr(super(self.kind, first), name)(*args, **kwargs)
 
+        self.code = method.__code__
         # In its base's module: transformers reads the source of the module that a model's class is from.
         binding = type(inspect.getattr_static(owner, name))
         space = {"__module__": owner.__module__, name: classmethod(method) if binding is classmethod else method}
@@ -335,7 +337,7 @@ def inherited(patch, owner, name, below):
         return first[0] if isinstance(first, tuple) else first
 
     def is_within(frame, first):
-        while (frame := frame.f_back) is not None:
+        while (frame := frame.f_back) is not None and frame.f_code is not below.code:
             if frame.f_code is function.__code__ and receiver(frame) is first:
                 return True
         return False

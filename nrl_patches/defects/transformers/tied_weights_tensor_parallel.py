@@ -1,13 +1,16 @@
 """A model with tied embeddings fails when two spans of transformers' releases shard it by tensor parallelism.
 
-Problem: in 4.52.2 to 4.55.4, `tp_plan="auto"` installs the hooks of `lm_head`'s style, but a tied head is no entry of
-    the checkpoint: its weight becomes the plain embedding's again, and the first forward pass raises ("got mixed
-    torch.Tensor and DTensor"). In 5.14.0 and 5.14.1, every rank computes all logits with the whole tied weight and
-    gathers them: the logits have the vocabulary once per rank.
+Problem: in 4.52.2 to 4.55.4 (4.54.0 is right), `tp_plan="auto"` installs the hooks of `lm_head`'s style, but a tied
+    head is no entry of the checkpoint: its weight becomes the plain embedding's again, and the first forward pass
+    raises ("got mixed torch.Tensor and DTensor"). In 5.14.0 and 5.14.1, every rank computes all logits with the whole
+    tied weight and gathers them: the logits have the vocabulary once per rank.
 Hit by: `tie_word_embeddings=True` with `tp_plan="auto"` or `DistributedConfig(tp_size=...)`: Llama 3.2 and the small
     Qwens; the probe runs Llama. On 4.52.4 and 4.55.4 the same model without the tie runs.
 Advice: use 4.56.0 to 5.13.1, or 5.15.0 and later. Nothing is wrong with tied weights under NeMo RL's plan, see below.
 Remove when: no supported release is older than transformers 5.15.0.
+
+In 4.47.0 to 4.48.3 the logits are right, and the embedding's gradient is 62 % off. That is not declared, as where it
+ends is not known: 4.49.0 does not load the model on two ranks, 4.50.0 to 4.50.3 want an accelerator, 4.51.0 is right.
 
 NeMo RL warned that DTensor with TP > 1 does not respect tied weights (its issue 227), allowed only TP 1, and dropped
 the warning in pull request 700. Measured with two ranks, torch 2.13.0 and transformers 5.24.0: torch's
@@ -28,7 +31,7 @@ from nrl_patches.patches._shared.quiet import quiet
 
 defect = Defect(
     __name__,
-    affected=("transformers>=4.52.2,<4.56.0", "transformers>=5.14.0,<5.15.0"),
+    affected=("transformers>=4.52.2,<4.54.0", "transformers>=4.54.1,<4.56.0", "transformers>=5.14.0,<5.15.0"),
     upstream=(
         "https://github.com/huggingface/transformers/pull/47503",
         "https://github.com/axolotl-ai-cloud/axolotl/pull/2999",

@@ -145,7 +145,7 @@ def without_attention(model: Any) -> Any:
 
 
 def _is_zamba2_told() -> bool:
-    """Whether the layers of Zamba2 are told of positions; before 5.0.0 they are not, and stay as they are."""
+    """Whether the layers of Zamba2 are told of positions; before 5.0.0 `hybrid_masks_without_position_ids` does it."""
     from transformers.models.zamba2.modeling_zamba2 import Zamba2HybridLayer
 
     return "position_ids" in inspect.signature(Zamba2HybridLayer.forward).parameters

@@ -24,7 +24,8 @@ ENVIRONMENTS = (
     "huggingface-hub==0.31.4",  # the first with strict dataclasses
     "huggingface-hub==2.4.0",
     "torch==2.13.0",  # the only one, that of this interpreter
-    "transformers==4.45.0",  # the first whose PaliGemma takes text for a prompt
+    "transformers==4.45.0",  # the first whose PaliGemma takes text for a prompt, and whose Jamba hands mixers a mask
+    "transformers==4.46.1",  # the first whose Jamba takes any keyword argument
     "transformers==4.47.1",
     "transformers==4.48.0",  # the first with Bamba
     "transformers==4.48.1",  # the first whose Trainer adds up no more losses than it is told to
@@ -66,7 +67,7 @@ ENVIRONMENTS = (
     "transformers==5.15.0",  # the first that masks a single row of a state-space model
     "transformers==5.15.1",
     "transformers==5.16.0",  # the first that saves Nemotron-H as the hub has it
-    "transformers==5.16.1",
+    "transformers==5.16.1",  # the last whose Falcon-H1 drops what tells of packed sequences
     "transformers==5.17.0",  # the first whose Gemma 3 divides by tokens
     "transformers==5.19.0",
     "transformers==5.20.0",  # the first whose talker of Qwen3-Omni keeps its configurations
@@ -115,8 +116,15 @@ WHOLE = os.environ.get("NRL_PATCHES_CONTRACT") == "whole"
 """Whether the contract runs every probe on every release, and not only where a range begins or ends."""
 
 
-ALONE = {"transformers==4.45.0": "transformers.paligemma_text_is_a_prompt"}
-"""Releases that are older than what the probes of all patches but one are written for."""
+ALONE = {
+    "transformers==4.45.0": {
+        "transformers.hybrid_masks_without_position_ids",
+        "transformers.mamba_packed_state",
+        "transformers.paligemma_text_is_a_prompt",
+    },
+    "transformers==4.46.1": {"transformers.hybrid_models_drop_seq_idx"},
+}
+"""Releases that are older than what the probes of all patches but some are written for."""
 
 
 def is_probed(patch, environment):
@@ -127,11 +135,11 @@ def is_probed(patch, environment):
     """
     along = axis(patch)
     here = parse_environment(environment).get(along)
-    if here is None or ALONE.get(environment, patch.id) != patch.id:
+    if here is None or patch.id not in ALONE.get(environment, {patch.id}):
         return False
     if WHOLE or at_an_end(patch, environment):
         return True
-    versions = sorted({parsed[along] for parsed in map(parse_environment, ENVIRONMENTS) if along in parsed})
+    versions = _versions(along)
     ends = {end for affected in _affected(patch) for end in (min(affected.values()), max(affected.values()))}
     next_to_it = {v for i, v in enumerate(versions) if ends & {*versions[max(i - 1, 0) : i + 2]}}
     return here in next_to_it and not any(environment in affected for affected in _affected(patch))
@@ -143,6 +151,13 @@ def at_an_end(patch, environment):
         environment in affected and affected[environment] in {min(affected.values()), max(affected.values())}
         for affected in _affected(patch)
     )
+
+
+@functools.cache
+def _versions(distribution):
+    """The releases of a distribution in these environments, oldest first."""
+    parsed = map(parse_environment, ENVIRONMENTS)
+    return sorted({versions[distribution] for versions in parsed if distribution in versions})
 
 
 @functools.cache

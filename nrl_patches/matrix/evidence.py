@@ -259,21 +259,23 @@ def _evidence(held: dict[str, Any]) -> Evidence:
 
 
 def _measurement(held: dict[str, Any]) -> Measurement:
-    cells = {patch_id: Cell(**cell) for patch_id, cell in held["cells"].items()}
+    cells = {patch_id: Cell(**{"date": held["date"], **cell}) for patch_id, cell in held["cells"].items()}
     return Measurement(held["date"], held["versions"], cells, held["problem"])
 
 
 def _text(measurement: Measurement) -> str:
     head = {"date": measurement.date, "versions": dict(measurement.versions), "problem": measurement.problem}
     cells = _joined(
-        f"    {json.dumps(patch_id)}: {json.dumps(_fields(cell))}"
+        f"    {json.dumps(patch_id)}: {json.dumps(_fields(cell, measurement.date))}"
         for patch_id, cell in sorted(measurement.cells.items())
     )
     return "\n".join([f'{json.dumps(head)[:-1]}, "cells": {{', *cells, "   }}"])
 
 
-def _fields(cell: Cell) -> dict[str, Any]:
-    empty: Mapping[str, object] = {"patched": {}, "error": "", "forced": None, "versions": {}}
+def _fields(cell: Cell, date: str) -> dict[str, Any]:
+    """Return what a file has of a cell: all but what is empty, and the date if it is that of the measurement."""
+    empty: Mapping[str, object] = {"evidence": {}, "patched": {}, "error": "", "forced": None, "versions": {}}
+    empty = {**empty, "date": date}
     return {name: value for name, value in dataclasses.asdict(cell).items() if empty.get(name, cell) != value}
 
 

@@ -14,8 +14,9 @@ VERSIONS = {"python": "3.11.7", "torch": "2.13.0", "nrl-patches": "0.1.0"}
 
 def test_what_is_written_is_what_is_read(tmp_path):
     cell = Cell("needed", declared=True, code="c0de", present=True, evidence={"gap": 1.5, "why": "ü", "yes": True})
+    then, before = (dataclasses.replace(cell, date=date) for date in ("2026-11-21", "2026-11-19"))
     measurements = {
-        "standin==1.0": Measurement("2026-11-21", VERSIONS, {"b": cell, "a": cell}),
+        "standin==1.0": Measurement("2026-11-21", VERSIONS, {"b": cell, "a": cell, "then": then, "before": before}),
         "standin==1.1": Measurement("2026-11-20", VERSIONS, problem="no wheel"),
     }
     evidence = Evidence(measurements, {"standin": {"0.9": "", "1.0": "", "1.1": "yanked: oh"}})
@@ -25,6 +26,7 @@ def test_what_is_written_is_what_is_read(tmp_path):
     assert read.measurements == measurements
     assert read.releases == evidence.releases
     assert read.text() == evidence.text()
+    assert read.text().count("2026-11-21") == 1  # A cell has no need of the date that its measurement has.
     assert Evidence.read(tmp_path / "other.json") == Evidence()
 
 

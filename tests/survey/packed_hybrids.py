@@ -7,6 +7,7 @@ how far logits are off: packed rows with neither mask nor cache, with a mask of 
 and the longer of two rows that are padded on the left or on the right, by itself and in a batch.
 """
 
+import functools
 import itertools
 import json
 
@@ -48,15 +49,20 @@ def measured(build):
     return found
 
 
-def main():
-    builds = {}
+def builds():
+    """Return, by family, what builds a tiny model of it with an implementation of attention."""
+    found = {}
     for family in (*state_space_models.MAMBA, *state_space_models.SHORT_CONVOLUTION):
         if hasattr(transformers, f"{family}ForCausalLM"):
-            builds[family] = lambda attention, family=family: state_space_models.tiny_model(family, attention)
+            found[family] = functools.partial(state_space_models.tiny_model, family)
     for family, prefix in linear_attention_models.FAMILIES.items():
         if hasattr(transformers, f"{prefix}ForCausalLM"):
-            builds[family] = lambda attention, family=family: linear_attention_models.tiny_model(family, attention)
-    for (family, build), attention in itertools.product(builds.items(), ("eager", "sdpa")):
+            found[family] = functools.partial(linear_attention_models.tiny_model, family)
+    return found
+
+
+def main():
+    for (family, build), attention in itertools.product(builds().items(), ("eager", "sdpa")):
         with quiet():
             found = measured(lambda build=build, attention=attention: build(attention).eval())
         print(json.dumps({"transformers": transformers.__version__, "model": family, attention: found}), flush=True)

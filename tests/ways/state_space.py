@@ -26,7 +26,7 @@ from ways.kv_sharing import (
 )
 from ways.packing import LABELS, LENGTHS, ONES, POSITIONS, TOKENS, call, gradients, leak_under_fsdp1, one_by_one
 
-from nrl_patches.patches._shared.state_space import REFUSAL
+from nrl_patches.patches._shared.sequences_told import REFUSAL
 from nrl_patches.patches._shared.state_space_models import tiny_model, without_attention
 
 INDEX = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in LENGTHS]).int()
@@ -57,13 +57,44 @@ def by_keyword(family):
 
 def by_keyword_alone(family):
     """The attention does not tell such sequences apart."""
-    model = build(family)
-    try:
-        return far(model, family, lambda model: model(TOKENS, labels=LABELS, use_cache=False, seq_idx=INDEX))
-    except ValueError as error:
-        if "position_ids" not in str(error):
-            raise
-        return 0.0
+    gaps = [0.0]
+    for told in ({"seq_idx": INDEX}, {"cu_seq_lens_q": ENDS, "cu_seq_lens_k": ENDS}):
+        model = build(family)
+        try:
+            gaps.append(far(model, family, lambda model, told=told: model(TOKENS, labels=LABELS, **told)))
+        except ValueError as error:
+            if "position_ids" not in str(error):
+                raise
+    return max(gaps)
+
+
+def base_by_keyword(family):
+    """The model without its head, given embeddings of a row."""
+    model = build(family).eval()
+    with torch.no_grad():
+        inputs = model.get_input_embeddings()(TOKENS[:1])
+        parts = [model.model(inputs_embeds=part, use_cache=False)[0] for part in inputs.split(LENGTHS[0], 1)]
+        try:
+            found = model.model(inputs_embeds=inputs, use_cache=False, seq_idx=INDEX[:1])[0]
+        except ValueError as error:
+            if "position_ids" not in str(error):
+                raise
+            return 0.0
+        except TypeError as error:  # Where it takes no keyword that it does not know.
+            if "unexpected keyword argument 'seq_idx'" not in str(error):
+                raise
+            return 0.0
+    return distance({"states": found}, {"states": torch.cat(parts, 1)})
+
+
+def one_by_keyword(family):
+    """A row of one sequence, and of which that is said."""
+    model = build(family).eval()
+    row = TOKENS[:1]
+    told = {"seq_idx": torch.zeros_like(row).int(), "cu_seq_lens_q": torch.tensor([0, row.shape[1]]).int()}
+    with torch.no_grad():
+        found, expected = (model(row, use_cache=False, **how).logits for how in (told, {}))
+    return distance({"logits": found}, {"logits": expected})
 
 
 def by_position(family):
@@ -298,6 +329,8 @@ def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
         if keywords:
             yield f"{family}, seq_idx and positions", partial(by_keyword, family)
             yield f"{family}, seq_idx without positions", partial(by_keyword_alone, family)
+            yield f"{family}, seq_idx to the model without its head", partial(base_by_keyword, family)
+            yield f"{family}, seq_idx of one sequence", partial(one_by_keyword, family)
         yield f"{family}, decoding goes on", partial(goes_on, family)
         yield f"{family}, decoding goes on, one row", partial(goes_on, family, batch=1)
         yield f"{family}, packed on top of a cache", partial(on_top, family)

@@ -372,6 +372,7 @@ SUBJECTS = (
         "state-space layers",
         patches=(
             "transformers.hybrid_masks_without_position_ids",
+            "transformers.hybrid_models_drop_seq_idx",
             "transformers.lfm2_convolution_mask",
             "transformers.mamba_packed_state",
             "transformers.short_conv_packed_state",
@@ -379,14 +380,13 @@ SUBJECTS = (
         ),
         module="state_space",
         environments={
-            "transformers==4.48.0": {"families": ("Bamba", "Jamba"), "compiles": (), "keywords": False},
-            "transformers==4.54.0": {
-                "families": ("FalconH1", "GraniteMoeHybrid", "Zamba2", "Lfm2"),
-                "compiles": (),
-                "keywords": False,
-            },
-            beside_peft("5.4.0"): {"families": ("NemotronH", "Zamba2", "Lfm2"), "compiles": (), "keywords": False},
-            "transformers==5.14.1": {"families": ("Jamba", "Lfm2Moe"), "compiles": (), "keywords": False},
+            "transformers==4.47.1": {"families": ("Jamba",), "compiles": ()},
+            # Bamba refuses keywords here.
+            "transformers==4.48.0": {"families": ("Bamba",), "compiles": (), "keywords": False},
+            "transformers==4.54.0": {"families": ("FalconH1", "GraniteMoeHybrid", "Zamba2", "Lfm2"), "compiles": ()},
+            "transformers==5.1.0": {"families": ("Zamba2", "FalconH1", "Bamba"), "compiles": ()},
+            beside_peft("5.4.0"): {"families": ("NemotronH", "Lfm2"), "compiles": ()},
+            "transformers==5.14.1": {"families": ("Jamba", "FalconH1", "Lfm2Moe"), "compiles": ()},
             beside_peft("5.24.0"): {"families": HYBRIDS},
         },
         covers=KV_SHARING

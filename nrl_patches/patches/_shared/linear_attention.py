@@ -17,6 +17,7 @@ from nrl_patches.patches._shared import delta_net
 from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.last_rows import LastRows
 from nrl_patches.patches._shared.packing import is_traced, sequence_indices
+from nrl_patches.patches._shared.wrapped import inside
 
 if TYPE_CHECKING:
     import torch
@@ -89,9 +90,7 @@ def _mixer(layer: Any) -> Any:
     mixer = layer.linear_attn if hasattr(layer, "linear_attn") else None
     if mixer is None and getattr(layer, "block_type", None) == "linear_attention":
         mixer = layer.self_attn
-    for wrapper in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"):
-        mixer = getattr(mixer, wrapper, mixer)
-    return mixer
+    return inside(mixer)
 
 
 def _is_upstreams(mixer: type) -> bool:

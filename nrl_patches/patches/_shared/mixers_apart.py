@@ -5,9 +5,10 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from nrl_patches.patches._shared import kernel_rows
+from nrl_patches.patches._shared.sequences_told import Bounds
 
 if TYPE_CHECKING:
     import torch
@@ -17,8 +18,6 @@ CACHES = ("cache", "cache_params", "past_key_values", "past_key_value")
 
 OF_ROWS = {"seq_idx", "cu_seq_lens_q", "cu_seq_lens_k", "max_length_q", "max_length_k"}
 """Keyword arguments that describe the row, and are wrong of one of its sequences."""
-
-Bounds: TypeAlias = "tuple[tuple[int, ...], ...]"
 
 
 class Packed(NamedTuple):

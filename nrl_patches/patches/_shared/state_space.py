@@ -16,18 +16,19 @@ from typing import TYPE_CHECKING, Any
 
 from nrl_patches import Patch, mismatch
 from nrl_patches.errors import MismatchError
+from nrl_patches.patches._shared import sequences_told
 from nrl_patches.patches._shared.arguments import with_argument
 from nrl_patches.patches._shared.last_rows import LastRows
-from nrl_patches.patches._shared.mixers_apart import Bounds, Packed, run_apart, within_hooks
-from nrl_patches.patches._shared.packing import is_traced, sequence_indices
+from nrl_patches.patches._shared.mixers_apart import Packed, run_apart, within_hooks
+from nrl_patches.patches._shared.packing import is_traced
+from nrl_patches.patches._shared.sequences_told import Bounds
+from nrl_patches.patches._shared.wrapped import inside
 
 if TYPE_CHECKING:
     import torch
 
-REFUSAL = (
-    "packed rows of a state-space model cannot be compiled: the state would run across their sequences. "
-    "Run the model uncompiled, or pass one sequence per row"
-)
+_HOOKS = "transformers.integrations.accelerate"
+"""The module of the forwards that accelerate's hooks lie around."""
 
 
 def separate(patch: Patch, family: str, mixer: str, layers: Mapping[str, str], mask: str = "attention_mask") -> None:
@@ -64,10 +65,10 @@ def hand_down(attribute: str, kinds: Collection[str], mask: str) -> Callable[[Ca
 
     def build(forward: Callable[..., Any]) -> Callable[..., Any]:
         names = list(inspect.signature(forward).parameters)[1:]
-        modules = {forward.__module__, "transformers.integrations.accelerate"}
+        modules = {forward.__module__, _HOOKS}
 
         def forward_apart(self: Any, *args: Any, **kwargs: Any) -> Any:
-            mixer = _inside(getattr(self, attribute, None))
+            mixer = inside(getattr(self, attribute, None))
             if _takes_packed(type(mixer), kinds, modules):
                 call = dict(zip(names, args, strict=False)) | kwargs
                 bounds = _bounds(self, mixer, call, call.get(mask))
@@ -96,13 +97,6 @@ def _of_padding(mask: Any) -> Any:
     return mask if getattr(mask, "ndim", None) == 2 else None  # noqa: PLR2004
 
 
-def _inside(mixer: Any) -> Any:
-    """Return a mixer without what is wrapped around it."""
-    for wrapper in ("_checkpoint_wrapped_module", "_fsdp_wrapped_module", "_orig_mod"):
-        mixer = getattr(mixer, wrapper, mixer)
-    return mixer
-
-
 def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bounds | None:
     """Return where the sequences of packed rows begin, by all that a decoder layer was told; None if none is packed."""
     hidden, padding = call["hidden_states"], _of_padding(mask)
@@ -112,70 +106,16 @@ def _bounds(layer: Any, mixer: Any, call: Mapping[str, Any], mask: Any) -> Bound
     if isinstance(mask, Packed) or hidden.shape[1] == 1 or told[0] is told[2] is told[3] is None:
         return None
     if is_traced(hidden):
-        _refuse_graph(hidden, *told)
+        sequences_told.refuse_graph(hidden, *told)
         return None
     configs = (getattr(part, "config", None) for part in (layer, mixer, getattr(layer, "self_attn", None)))
     attentions = {getattr(config, "_attn_implementation", None) or "" for config in configs}
-    return _last.read(hidden, told, functools.partial(_read, hidden, *told, flash="flash" in "".join(attentions)))
+    return _last.read(
+        hidden, told, functools.partial(sequences_told.bounds, hidden, *told, flash="flash" in "".join(attentions))
+    )
 
 
 _last: LastRows[Bounds | None] = LastRows()
-
-
-def _changes(hidden: torch.Tensor, index: torch.Tensor | None) -> torch.Tensor:
-    """Return where a sequence begins by the index of each token's, but for the first of each row."""
-    import torch
-
-    batch, length = hidden.shape[:2]
-    if index is None or index.dim() != 2 or index.shape[1] != length:  # noqa: PLR2004
-        return torch.zeros(batch, length, dtype=torch.bool, device=hidden.device)
-    return torch.nn.functional.pad(index.to(hidden.device).diff() != 0, (1, 0)).expand(batch, -1)
-
-
-def _starts(
-    hidden: torch.Tensor, positions: Any, mask: Any, seq_idx: Any, cu_seq_lens: Any
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Return where a sequence begins by its positions, by `seq_idx` and by `cu_seq_lens_q`."""
-    import torch
-
-    if cu_seq_lens is not None:
-        tokens = torch.arange(hidden.shape[:2].numel(), device=hidden.device).view(hidden.shape[:2])
-        cu_seq_lens = torch.bucketize(tokens, cu_seq_lens.to(hidden.device), right=True)
-    real = None if mask is None else mask != 0
-    found = None if positions is None else sequence_indices(hidden, positions, real)
-    return _changes(hidden, found), _changes(hidden, seq_idx), _changes(hidden, cu_seq_lens)
-
-
-def _read(hidden: Any, positions: Any, mask: Any, *by_keyword: Any, flash: bool) -> Bounds | None:
-    if hidden.is_meta:
-        return None
-    by_positions, by_index, by_lengths = _starts(hidden, positions, mask, *by_keyword)
-    starts = by_positions | by_index | by_lengths
-    if not bool(starts.any()):
-        return None
-    real = None if mask is None else mask != 0
-    if real is not None:
-        starts = starts & real & (real.cumsum(-1) > 1)
-    if bool((starts & ~(by_positions | by_lengths if flash else by_positions)).any()):
-        raise ValueError(
-            "packed sequences that only cu_seq_lens_q or seq_idx tell of are not separated by the attention of this "
-            "model: pass position_ids that restart with each of them too"
-        )
-    if real is not None:
-        # What is padded on the left is no part of the first sequence: some releases do not mask a single row.
-        starts = starts | (real & (real.cumsum(-1) == 1))
-    rows = starts[:, 1:].tolist()
-    return tuple((0, *(i for i, begins in enumerate(row, 1) if begins), hidden.shape[1]) for row in rows)
-
-
-def _refuse_graph(hidden: torch.Tensor, *told: Any) -> None:
-    """Put a check into a graph that no row is packed, which is not known while it is made."""
-    import torch
-
-    # What is exported or recorded runs elsewhere, where nothing is packed.
-    if torch.compiler.is_compiling() and not torch.compiler.is_exporting():
-        by_positions, by_index, by_lengths = _starts(hidden, *told)
-        torch._assert_async(~(by_positions | by_index | by_lengths).any(), REFUSAL)
 
 
 def tell_layers(function: ast.FunctionDef) -> ast.FunctionDef:
@@ -198,30 +138,33 @@ def tell_layers(function: ast.FunctionDef) -> ast.FunctionDef:
     return function
 
 
-def hand_over_layers(function: ast.FunctionDef) -> ast.FunctionDef:
-    """Rewrite the forward of a model whose layers cannot be told of positions, so that it hands mixers the sequences.
+def hand_over_layers(mixer: str) -> Callable[[ast.FunctionDef], ast.FunctionDef]:
+    """Return the rewrite of a model whose layers cannot be told of positions, by which it hands mixers the sequences.
 
     Args:
-        function: Upstream's.
+        mixer: The name of the class of its mixers, one of which each layer has.
 
     Returns:
-        The same with another mask, which its layers pass on to their mixers.
-
-    Raises:
-        MismatchError: It does not go through its layers in one place.
+        A function of upstream's forward. It returns the same with another mask, which layers pass on to mixers, and
+        raises :class:`MismatchError` if that does not go through its layers in one place.
     """
-    loops = [node for node in function.body if isinstance(node, ast.For) and "self.layers" in ast.unparse(node.iter)]
-    if len(loops) != 1:
-        raise MismatchError("one loop over self.layers", f"{len(loops)} loops")
-    at = function.body.index(loops[0])
-    function.body[at:at] = ast.parse(
-        f"from {__name__.rpartition('.')[0]} import state_space as _state_space\n"
-        "attention_mask = _state_space.packed_mask(self, attention_mask, hidden_states, position_ids)"
-    ).body
-    return function
+
+    def edit(function: ast.FunctionDef) -> ast.FunctionDef:
+        loops = [n for n in function.body if isinstance(n, ast.For) and "self.layers" in ast.unparse(n.iter)]
+        if len(loops) != 1:
+            raise MismatchError("one loop over self.layers", f"{len(loops)} loops")
+        at = function.body.index(loops[0])
+        function.body[at:at] = ast.parse(
+            f"from {__name__.rpartition('.')[0]} import state_space as _state_space\n"
+            "attention_mask = _state_space.packed_mask("
+            f"self, attention_mask, hidden_states, position_ids, {mixer!r}, __name__)"
+        ).body
+        return function
+
+    return edit
 
 
-def packed_mask(model: Any, mask: Any, hidden: torch.Tensor, positions: torch.Tensor) -> Any:
+def packed_mask(model: Any, mask: Any, hidden: torch.Tensor, positions: torch.Tensor, mixer: str, module: str) -> Any:
     """Return what the layers of a model are to pass to their mixers as the mask.
 
     Args:
@@ -229,6 +172,8 @@ def packed_mask(model: Any, mask: Any, hidden: torch.Tensor, positions: torch.Te
         mask: False for padding, ``(batch, length)``; None if there is none.
         hidden: The embeddings, ``(batch, length, width)``.
         positions: The positions, ``(batch, length)``.
+        mixer: The name of the class of its mixers.
+        module: That of the module that has it.
 
     Returns:
         :class:`Packed` if there are packed rows and the mixers take it, else the mask.
@@ -236,7 +181,5 @@ def packed_mask(model: Any, mask: Any, hidden: torch.Tensor, positions: torch.Te
     bounds = _bounds(model, None, {"hidden_states": hidden, "position_ids": positions}, mask)
     if bounds is None:
         return mask
-    mixers = [_inside(getattr(layer, "mamba_decoder", layer).mamba) for layer in model.layers]
-    modules = {"transformers.models.zamba2.modeling_zamba2", "transformers.integrations.accelerate"}
-    taken = all(_takes_packed(type(mixer), {"Zamba2MambaMixer"}, modules) for mixer in mixers)
-    return Packed(_of_padding(mask), bounds) if taken else mask
+    takers = [part for part in model.layers.modules() if _takes_packed(type(part), {mixer}, {module, _HOOKS})]
+    return Packed(_of_padding(mask), bounds) if len(takers) == len(model.layers) else mask

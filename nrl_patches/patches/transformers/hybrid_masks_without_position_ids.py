@@ -14,7 +14,7 @@ For the state-space layers of the others it takes `mamba_packed_state` too, and 
 from importlib import import_module
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import mixers_apart, own_masks, packing, state_space, state_space_models
+from nrl_patches.patches._shared import jamba, mixers_apart, own_masks, packing, state_space, state_space_models
 from nrl_patches.patches._shared.quiet import quiet
 
 MODELS = {
@@ -28,14 +28,14 @@ MODELS = {
 
 patch = Patch(
     __name__,
-    affected="transformers>=4.48.0,<5.2.0",
+    affected="transformers>=4.45.0,<5.2.0",
     upstream=("https://github.com/huggingface/transformers/pull/39997",),
     opt_out="NRL_DISABLE_HYBRID_MASKS_WITHOUT_POSITION_IDS_PATCH",
 )
 
 for prefix, package in MODELS.items():
     forward = f"transformers.models.{package}.modeling_{package}:{prefix}Model.forward"
-    more = (state_space.hand_over_layers,) if prefix == "Zamba2" else ()
+    more = (state_space.hand_over_layers("Zamba2MambaMixer"),) if prefix == "Zamba2" else ()
     patch.rewrite(forward, own_masks.keep_apart, *more)
 
 patch.fix(
@@ -52,8 +52,8 @@ def packed_rows_see_each_other() -> Observation:
     evidence = {}
     with quiet():
         for name, package in MODELS.items():
-            # Jamba is older than the releases that this is about.
-            if name == "Jamba" or not hasattr(transformers, f"{name}ForCausalLM"):
+            # Before, the mixers of Jamba cannot be told of sequences either.
+            if not hasattr(transformers, f"{name}ForCausalLM") or (name == "Jamba" and not jamba.is_masked()):
                 continue
             module = import_module(f"transformers.models.{package}.modeling_{package}")
             if hasattr(getattr(module, f"{name}Model"), "_update_causal_mask"):

@@ -16,11 +16,11 @@ stays as it is.
 """
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches._shared import state_space, state_space_models
+from nrl_patches.patches._shared import jamba, state_space, state_space_models
 
 patch = Patch(
     __name__,
-    affected="transformers>=4.48.0,<=5.24.0",
+    affected="transformers>=4.45.0,<=5.24.0",
     upstream=(
         "https://github.com/huggingface/transformers/issues/44717",
         "https://github.com/huggingface/transformers/issues/46093",
@@ -48,5 +48,6 @@ patch.rewrite(
 @patch.probe
 def state_runs_across_sequences() -> Observation:
     """Compare the logits of packed sequences with those of each alone."""
-    # Jamba is older than the releases that this is about.
-    return state_space_models.observe(family for family in state_space_models.MAMBA if family != "Jamba")
+    families = state_space_models.MAMBA
+    # Before, they can be told of sequences in no way.
+    return state_space_models.observe(f for f in families if f != "Jamba" or jamba.is_masked())

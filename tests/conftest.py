@@ -1,3 +1,4 @@
+import compileall
 import os
 import sys
 from pathlib import Path
@@ -5,7 +6,7 @@ from unittest import mock
 
 import forks
 import pytest
-from standins import COUNT, Sandbox
+from standins import COUNT, ROOT, Sandbox
 
 from nrl_patches.engine.import_hooks import withdraw
 
@@ -16,14 +17,22 @@ HERE = Path(__file__).parent
 SLOW = {
     "patches": "releases",
     "processes": "processes",
+    "tripwires": "processes",
     "test_contract.py": "releases",
     "test_matrix_command.py": "processes",
     "test_update.py": "processes",
     "test_lowest_dependencies.py": "processes",
     "test_forks.py": "processes",
     "test_both_sides.py": "releases",
+    "test_packed_families.py": "releases",
 }
 """The marker of what lies there, by a part of the path; everything else is ``fast``."""
+
+
+def pytest_configure(config):
+    """Compile this package: under PYTHONDONTWRITEBYTECODE each of a thousand processes would compile all of it."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(ROOT / "nrl_patches", quiet=1)
 
 
 def pytest_collection_modifyitems(items):

@@ -14,7 +14,15 @@ from packaging.utils import canonicalize_name
 
 SCRIPT = Path(__file__).with_name("fork_server.py")
 
-MODULES = ("torch", "torch._dynamo", "torch._inductor.compile_fx", "torch.distributed.fsdp", "torch.profiler")
+MODULES = (
+    "torch",
+    "torch._dynamo",
+    "torch._inductor.compile_fx",
+    "torch.distributed.checkpoint",
+    "torch.distributed.elastic.agent.server.api",
+    "torch.distributed.fsdp",
+    "torch.profiler",
+)
 """What is imported once for all scripts; the releases that are tested import most of it."""
 
 LONGEST = 2**17

@@ -23,7 +23,7 @@ class Copy:
 
     def __init__(self, folder):
         self.folder = folder
-        shutil.copytree(ROOT / "nrl_patches", folder / "nrl_patches", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "nrl_patches", folder / "nrl_patches")
         # What the wheel has at its top level; the environment's own would be that of its installation.
         shutil.copytree(folder / "nrl_patches" / "hosts", folder / "nrl_patches_hosts")
         self.patches = folder / "nrl_patches" / "patches"

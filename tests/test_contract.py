@@ -25,19 +25,21 @@ SCRIPT = ROOT / "tests" / "contract_side.py"
 
 EVIDENCE = Evidence.read(COMMITTED)
 
+PATCHES = load().patches
+
 STATES = {"affected": "applied", "not affected": "not-affected", "not installed": "not-installed"}
 """What becomes of a patch, by what the versions say."""
 
 every_release = pytest.mark.parametrize(
     "environment", [pytest.param(e, marks=pytest.mark.xdist_group(e)) for e in ENVIRONMENTS]
 )
-every_patch = pytest.mark.parametrize("patch_id", load().patches)
+every_patch = pytest.mark.parametrize("patch_id", PATCHES)
 probed = pytest.mark.parametrize(
     ("environment", "patch_id"),
     [
         pytest.param(environment, patch.id, marks=pytest.mark.xdist_group(environment))
         for environment in ENVIRONMENTS
-        for patch in load()
+        for patch in PATCHES.values()
         if is_probed(patch, environment)
     ],
 )
@@ -104,7 +106,7 @@ def test_with_the_patch_it_is_gone_and_elsewhere_the_patch_is_inert(environment,
         assert "error" not in on, on["error"]
         assert not on.get("present"), on
         # Some targets can be imported only as their probe does it.
-        waits = set() if is_probed(load().patches[patch_id], environment) else {"pending"}
+        waits = set() if is_probed(PATCHES[patch_id], environment) else {"pending"}
         assert on["state"] in {STATES[on["affected"]], *waits}, on
     assert on["marked"] == (on["state"] == "applied")
     assert not on["notes"]
@@ -122,14 +124,14 @@ def test_import_apply_undo_in_every_permutation(environment, patch_id):
     [
         pytest.param(environment, patch.id, marks=pytest.mark.xdist_group(environment))
         for environment in ENVIRONMENTS
-        for patch in load()
+        for patch in PATCHES.values()
         if at_an_end(patch, environment)
     ],
 )
 def test_however_a_target_is_called_copied_or_inherited_the_defect_stays_away(environment, patch_id):
     problems = side(environment, "on")[patch_id]["structure"]
     tried = not cannot_be_measured(environment, patch_id)
-    assert bool(problems) == (tried and any(fix.qualname for fix in load().patches[patch_id].fixes))
+    assert bool(problems) == (tried and any(fix.qualname for fix in PATCHES[patch_id].fixes))
     assert not {name: problem for name, problem in problems.items() if problem}
 
 
@@ -179,7 +181,7 @@ def test_every_subject_tells_of_each_way_of_the_rule_how_it_is_gone_or_why_not(s
 
 @every_patch
 def test_each_patch_was_needed_in_some_and_not_in_other_releases_of_this_run(patch_id):
-    affected = load().patches[patch_id].affected
+    affected = PATCHES[patch_id].affected
     environments = [dict(release.split("==") for release in e.split(" & ")) for e in ENVIRONMENTS]
     complete = [e for e in environments if e.keys() >= set(affected.distributions)]
     assert complete, "no environment of tests/releases.py has its distributions"

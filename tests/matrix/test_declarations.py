@@ -3,6 +3,7 @@
 A failure here says what to do: run `nrl-patches matrix`, paste what it prints, and write it with `--update`.
 """
 
+import functools
 import re
 
 import pytest
@@ -25,9 +26,15 @@ DEFECTS = load_defects()[0]
 every_patch = pytest.mark.parametrize("patch", PATCHES.values(), ids=PATCHES)
 
 
+@functools.cache
+def judged(patch_id):
+    patch = PATCHES[patch_id]
+    return judge(patch, EVIDENCE, fingerprint(patch))
+
+
 @every_patch
 def test_a_declaration_is_exactly_what_was_measured(patch):
-    judgement = judge(patch, EVIDENCE, fingerprint(patch))
+    judgement = judged(patch.id)
     assert not judgement.objections, "\n".join(judgement.lines())
     assert judgement.runs
 
@@ -43,7 +50,7 @@ def test_the_evidence_is_about_this_code_and_this_declaration(patch):
 def test_the_default_run_measures_afresh_where_the_measured_state_changes(patch):
     here = {e: parse_environment(e).get(axis(patch)) for e in ENVIRONMENTS}
     affected = {version for e, version in here.items() if is_declared(patch, e)}
-    for measured in judge(patch, EVIDENCE, fingerprint(patch)).runs:
+    for measured in judged(patch.id).runs:
         assert affected >= {measured.bad[0], measured.bad[-1]}
         assert measured.good is None or measured.good in {*here.values()} - affected
 

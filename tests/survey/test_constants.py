@@ -57,6 +57,7 @@ def test_ranges_have_a_gap_where_a_release_lacks_the_tensor():
     assert constants.folded([order[0], order[2], order[3]], order) == "1.0, 1.2 to 1.3"
 
 
+@pytest.mark.xdist_group("vllm==0.33.0")
 def test_real_classes_hold_what_the_walk_says_and_dummy_load_spares_it_with_the_patch():
     seen = results(run_on("vllm==0.33.0", HERE / "real_classes.py"))
     assert seen["status"] == "applied"

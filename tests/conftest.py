@@ -17,6 +17,8 @@ HERE = Path(__file__).parent
 SLOW = {
     "patches": "releases",
     "processes": "processes",
+    "authoring": "processes",
+    "contributed": "processes",
     "tripwires": "processes",
     "test_contract.py": "releases",
     "test_matrix_command.py": "processes",

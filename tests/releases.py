@@ -24,6 +24,7 @@ ENVIRONMENTS = (
     "huggingface-hub==0.31.4",  # the first with strict dataclasses
     "huggingface-hub==2.4.0",
     "torch==2.13.0",  # the only one, that of this interpreter
+    "transformers==4.44.2",
     "transformers==4.45.0",  # the first whose PaliGemma takes text for a prompt, and whose Jamba hands mixers a mask
     "transformers==4.46.1",  # the first whose Jamba takes any keyword argument
     "transformers==4.47.1",
@@ -117,6 +118,10 @@ WHOLE = os.environ.get("NRL_PATCHES_CONTRACT") == "whole"
 
 
 ALONE = {
+    "transformers==4.44.2": {
+        "transformers.hybrid_masks_without_position_ids",
+        "transformers.mamba_packed_state",
+    },
     "transformers==4.45.0": {
         "transformers.hybrid_masks_without_position_ids",
         "transformers.mamba_packed_state",

@@ -36,9 +36,9 @@ def build(family):
     return accumulation.seeded(getattr(importlib.import_module(f"nrl_patches.patches.transformers.{patch}"), name))
 
 
-def collate(family, rows, length=0):
+def collate(family, rows):
     """Older releases count the first label of a text model, whose class says nothing wrong, in every batch alike."""
-    batch = accumulation.collate([torch.nn.functional.pad(row, (0, max(0, length - len(row)))) for row in rows])
+    batch = accumulation.collate(rows)
     if family in {"llama", "mixtral"}:
         batch["labels"][:, 0] = -100
     return batch
@@ -49,14 +49,13 @@ def tokens(family, rows=ROWS):
     return sum(len(row) - (family != "classifier") for row in rows)
 
 
-def train(family, model, *, accumulated=True, length=0, **arguments):
-    """Return the Trainer after one update of all rows, each padded to a length if it is given."""
+def train(family, model, *, accumulated=True, **arguments):
+    """Return the Trainer after one update of all rows."""
     import transformers
 
     # One that has trained in half precision leaves that behind, here and in an environment variable.
     accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
     batch, steps = (1, len(ROWS)) if accumulated else (len(ROWS), 1)
-    collated = partial(collate, family, length=length)
     ranks = int(os.environ.get("WORLD_SIZE", "1"))
     with tempfile.TemporaryDirectory() as folder, mock.patch.dict(os.environ):
         settings = transformers.TrainingArguments(
@@ -78,7 +77,7 @@ def train(family, model, *, accumulated=True, length=0, **arguments):
             **arguments,
         )
         trainer = transformers.Trainer(
-            model=model, args=settings, data_collator=collated, train_dataset=ROWS, eval_dataset=ROWS
+            model=model, args=settings, data_collator=partial(collate, family), train_dataset=ROWS, eval_dataset=ROWS
         )
         trainer.remove_callback(transformers.trainer_callback.PrinterCallback)
         trainer.said = trainer.model_accepts_loss_kwargs
@@ -157,10 +156,8 @@ def checkpointed(family, *, use_reentrant):
 
 
 def compiled(family, backend):
-    """By one backend, rows of each length, for which dynamo traces twice; by the others, all padded to one."""
     torch._dynamo.reset()
-    length = 0 if backend == "eager" else max(map(len, ROWS))
-    return accumulated(family, length=length, torch_compile=True, torch_compile_backend=backend)
+    return accumulated(family, torch_compile=True, torch_compile_backend=backend)
 
 
 def fullgraph(family):

@@ -6,7 +6,7 @@ Prints a JSON object with three parts, each by patch id:
 
 - ``off``: the probes without any patch; then import, apply, undo in several permutations.
 - ``on``: the probes with the patches as ``import nrl_patches`` applies them; then the structural ways, where the range
-  of a patch begins or ends.
+  of a patch begins or ends; then what is left of them when all are undone.
 - ``ways``: what became of every way to use a target, by subject, patched; and unpatched where that is to be known.
 
 A patch is probed where its range begins or ends, and next to that; elsewhere only its status is told. No probe is run
@@ -23,6 +23,7 @@ import functools
 import gc
 import getpass
 import importlib
+import inspect
 import json
 import os
 import signal
@@ -66,6 +67,15 @@ ALONG = {
     "transformers.models.auto.tokenization_auto",
 }
 """Targets that come along with it: patched where they are, as in a program that imports this package last."""
+
+
+TOGETHER = {
+    "transformers==4.57.6",
+    "peft==0.21.2 & transformers==5.24.0",
+    "nemo-automodel==0.7.0 & transformers==5.18.0",
+    "vllm==0.33.0",
+}
+"""Where all patches together are applied to targets that have been imported; elsewhere one by one."""
 
 
 def import_all(modules):
@@ -186,6 +196,10 @@ def on(environment):
             "marked": marked,
             "structure": dict(structure(patch)) if applied and at_an_end(patch, environment) else {},
         }
+    originals = {fix: original(raw) for patch in registry for fix in patch.fixes if (raw := held_at(fix)) is not None}
+    nrl_patches.undo()
+    for patch in registry:
+        report[patch.id]["restored"] = all(reached(fix) is originals[fix] for fix in patch.fixes if fix in originals)
     return {"patches": report, "ways": gone}
 
 
@@ -220,6 +234,23 @@ def held_at(fix):
     return vars(owner).get(name)
 
 
+def original(raw):
+    """What was there before any patch, of what the namespace of a target holds."""
+    from nrl_patches.engine.targets import mark_of
+
+    function = getattr(raw, "__func__", raw)
+    mark = mark_of(function)
+    return function if mark is None else mark.pristine
+
+
+def reached(fix):
+    """What a target leads to now, held by its owner or inherited; of a class or static method the function in it."""
+    *path, name = fix.qualname.split(".")
+    owner = functools.reduce(getattr, path, importlib.import_module(fix.module))
+    raw = inspect.getattr_static(owner, name)
+    return getattr(raw, "__func__", raw)
+
+
 def states(activation):
     return {patch_id: str(status.state) for patch_id, status in activation.status().items()}
 
@@ -234,6 +265,8 @@ def permutations(registry, environment):
     for patch in (patch for patch in registry if is_probed(patch, environment)):
         for name, good in permutations_of(patch, registry):
             yield patch.id, name, good
+    if environment not in TOGETHER:
+        return
     activation = Activation(registry, {})
     activation.start()
     activation.undo(*reversed(registry.patches))

@@ -49,6 +49,7 @@ class Rewrite:
     def __init__(self, edits: Sequence[Edit | Transform], *, only_for_import: bool = False) -> None:
         self.edits = tuple(edits)
         self.only_for_import = only_for_import
+        self._done: dict[int, tuple[CodeType, CodeType]] = {}
 
     def __call__(self, function: Callable[..., Any]) -> FunctionType:
         """Build the rewritten function.
@@ -93,6 +94,14 @@ class Rewrite:
         return edited(text, self.edits)
 
     def _rewritten(self, function: FunctionType) -> FunctionType:
+        # The guard and then the build ask for the same, and so does a patch that is applied again. By identity, as code
+        # that stands in another file may be equal; it is kept, so that no other gets its number.
+        old = function.__code__
+        if id(old) not in self._done:
+            self._done[id(old)] = old, self._recompiled(function)
+        return _function(self._done[id(old)][1], function)
+
+    def _recompiled(self, function: FunctionType) -> CodeType:
         lines, first = _source(function)
         running = compile_function("".join(lines), function, _real(function.__code__.co_filename))
         if not is_same(running, function.__code__):
@@ -105,7 +114,7 @@ class Rewrite:
         code = compile_function(whole, function, file)
         _check_kind(code, function.__code__)
         _check_names(code, function)
-        return _function(code, function)
+        return code
 
 
 def _source(function: FunctionType) -> tuple[list[str], int]:

@@ -316,6 +316,20 @@ def test_code_that_is_not_that_of_the_file_is_a_mismatch(shapes):
         rewritten(shapes.plain, "return total * scale", "return 0")
 
 
+def test_a_second_build_compiles_nothing_and_equal_code_of_another_file_is_told_apart(shapes, sandbox, monkeypatch):
+    rewrite = Rewrite([Edit("total = x + y", "total = x - y")])
+    first = rewrite(shapes.plain)
+    sandbox.distribution(other=SHAPES)
+    other = importlib.import_module(f"{sandbox.name}.other")
+    assert other.plain.__code__ == shapes.plain.__code__
+    assert inspect.getsourcefile(rewrite(other.plain)).startswith(other.__file__)
+    monkeypatch.setattr("nrl_patches.engine.rewriting.compile_function", None)
+    second = rewrite(shapes.plain)
+    assert second is not first
+    assert second.__code__ is first.__code__
+    assert inspect.getsourcefile(second).startswith(shapes.__file__)
+
+
 def test_without_source_it_is_a_mismatch():
     namespace = {}
     exec("def made(x):\n    return x\n", namespace)  # noqa: S102 - a function without a file

@@ -4,7 +4,6 @@ Those have the code of the newest release under a number of the future: as it is
 defect repaired.
 """
 
-import functools
 import json
 import os
 import re
@@ -13,7 +12,7 @@ import sys
 
 import pytest
 from package_copy import Copy
-from releases import FOLDER, build, run_in
+from releases import BYTECODE, FOLDER, build, run_in
 from standins import ROOT
 
 from nrl_patches.matrix.environments import variables
@@ -48,29 +47,29 @@ EDITS = {
 
 @pytest.fixture(scope="module")
 def future(tmp_path_factory):
-    """Make transformers 5.99.0 of 5.24.0's files and return its folders."""
+    """A function that makes transformers 5.99.0 of 5.24.0's files with one of ``EDITS`` and returns its folders."""
     folders = build(NEWEST, FOLDER)
     (upstream,) = [folder for folder in folders if (folder / "transformers").is_dir()]
+    folder = tmp_path_factory.mktemp("future")
+    package = folder / "transformers"
+    package.mkdir()
+    for entry in (upstream / "transformers").iterdir():
+        if entry.name not in {"__init__.py", "conversion_mapping.py", "__pycache__"}:
+            (package / entry.name).symlink_to(entry)
+    init = (upstream / "transformers" / "__init__.py").read_text()
+    assert '__version__ = "5.24.0"' in init
+    (package / "__init__.py").write_text(init.replace('"5.24.0"', '"5.99.0"'))
+    info = folder / "transformers-5.99.0.dist-info"
+    info.mkdir()
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.99.0\n")
 
-    @functools.cache
     def make(name):
-        folder = tmp_path_factory.mktemp("future")
-        package = folder / "transformers"
-        package.mkdir()
-        for entry in (upstream / "transformers").iterdir():
-            if entry.name not in {"__init__.py", "conversion_mapping.py", "__pycache__"}:
-                (package / entry.name).symlink_to(entry)
-        init = (upstream / "transformers" / "__init__.py").read_text()
-        assert '__version__ = "5.24.0"' in init
-        (package / "__init__.py").write_text(init.replace('"5.24.0"', '"5.99.0"'))
+        # In the same folder each time, so that all the rest is compiled once.
         mapping = (upstream / "transformers" / "conversion_mapping.py").read_text()
         for old, new in EDITS[name]:
             assert mapping.count(old) == 1
             mapping = mapping.replace(old, new)
         (package / "conversion_mapping.py").write_text(mapping)
-        info = folder / "transformers-5.99.0.dist-info"
-        info.mkdir()
-        (info / "METADATA").write_text("Metadata-Version: 2.1\nName: transformers\nVersion: 5.99.0\n")
         return [folder, *folders]
 
     return make
@@ -85,7 +84,7 @@ def command(folders, *args, **environ):
     """Run the command, whatever it exits with."""
     return subprocess.run(
         [sys.executable, COMMAND, *args],
-        env=variables(folders, os.environ) | environ,
+        env=variables(folders, os.environ) | BYTECODE | environ,
         capture_output=True,
         text=True,
         timeout=300,

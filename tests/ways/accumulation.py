@@ -32,6 +32,8 @@ PATCHES = {
 
 
 def build(family):
+    if family == "qwen2_audio":
+        return accumulation.seeded(importlib.import_module("patches.transformers.means_elsewhere").qwen2_audio)
     patch, name = PATCHES[family]
     return accumulation.seeded(getattr(importlib.import_module(f"nrl_patches.patches.transformers.{patch}"), name))
 
@@ -243,7 +245,7 @@ def ways(*, families="llama gemma3 gemma3n gemma4 qwen2_5_vl", compiles="llama")
     """Yield the name of each way and the function that goes it.
 
     Args:
-        families: Keys of ``PATCHES``.
+        families: Keys of ``PATCHES``, or ``qwen2_audio``.
         compiles: Those of them that are compiled, too, which takes half a minute each; or none.
     """
     for family in families.split():

@@ -252,7 +252,7 @@ SUBJECTS = (
         environments={
             beside_peft("4.49.0"): {"families": "mamba mixtral", "compiles": ""},
             beside_peft("5.8.1"): {"families": "mamba classifier mixtral", "compiles": ""},
-            beside_peft("5.24.0"): {"families": "classifier mixtral", "compiles": "mixtral"},
+            beside_peft("5.24.0"): {"families": "classifier qwen2_audio mixtral", "compiles": "mixtral"},
         },
         covers={way: pattern for way, pattern in ACCUMULATION.items() if way != "compile, fullgraph"},
         leaves_out=ACCUMULATION_LEFT_OUT

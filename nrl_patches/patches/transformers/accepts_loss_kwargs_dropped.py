@@ -3,13 +3,14 @@
 Problem: the Trainer takes a model whose `forward` has `**kwargs` to divide its loss by the tokens of all micro-batches,
     and divides by nothing itself. Many a `forward` has them, drops them, and returns the mean of what it is given.
 Hit by: Mamba and FalconMamba up to 5.16.1; heads for classification from 4.54.0 on; BERT, T5, Bart, Whisper and others,
-    427 classes of 5.24.0. With `gradient_accumulation_steps=n` loss and gradient are n times too large, on m ranks m
+    439 classes of 5.24.0. With `gradient_accumulation_steps=n` loss and gradient are n times too large, on m ranks m
     times more, and a token of a short row weighs more than one of a long row. Nothing is said.
 Fix: the loss of a micro-batch is weighed by its share in the tokens of the update, as the Trainer counts them.
 Remove when: no class drops what it is handed.
 
 A `forward` drops the number if all of its losses are transformers' own, without keyword arguments, or torch's means,
-and nobody else gets the labels. A model that has another one compute the loss is left as it is.
+and nobody else gets the labels. Of models that have another function compute the loss, those that were measured are
+repaired too: BLIP, DeBERTa's head for classification, DistilBERT, Flaubert, Pix2Struct, ProphetNet, Qwen2-Audio, XLM.
 """
 
 import inspect
@@ -17,7 +18,7 @@ from collections.abc import Callable, MutableMapping
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import accumulation, loss_sources, token_weights
+from nrl_patches.patches._shared import accumulation, means_elsewhere, token_weights
 
 patch = Patch(
     __name__,
@@ -42,11 +43,11 @@ def count_what_is_predicted(get_batch_samples: Callable[..., Any]) -> Callable[.
 
     def get_counted(self: Any, *args: Any, **kwargs: Any) -> Any:
         model = token_weights.innermost(self, self.model)
-        if not self.model_accepts_loss_kwargs or not loss_sources.drops_number(model):
+        if not self.model_accepts_loss_kwargs or not means_elsewhere.drops_number(model):
             return get_batch_samples(self, *args, **kwargs)
         if hasattr(self, "_loss_shifts_labels"):  # Older releases count first labels, too.
-            self._loss_shifts_labels = loss_sources.shifts_labels(model)
-        elif loss_sources.shifts_labels(model):
+            self._loss_shifts_labels = means_elsewhere.shifts_labels(model)
+        elif means_elsewhere.shifts_labels(model):
             call = signature.bind(self, *args, **kwargs)
             call.arguments["epoch_iterator"] = map(_without_first_label, call.arguments["epoch_iterator"])
             return get_batch_samples(*call.args, **call.kwargs)
@@ -65,7 +66,7 @@ def weigh_loss(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
     signature = inspect.signature(compute_loss)
 
     def compute_weighed(self: Any, model: Any, *args: Any, **kwargs: Any) -> Any:
-        if not loss_sources.drops_number(token_weights.innermost(self, model)):
+        if not means_elsewhere.drops_number(token_weights.innermost(self, model)):
             return compute_loss(self, model, *args, **kwargs)
         given = signature.bind(self, model, *args, **kwargs).arguments
         weight = token_weights.weight_of(self, given["inputs"], given.get("num_items_in_batch"))

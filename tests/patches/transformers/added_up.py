@@ -11,6 +11,7 @@ from functools import partial
 import torch
 import transformers
 from patches.told import by_side
+from patches.transformers.means_elsewhere import MODELS, collated
 
 from nrl_patches.patches._shared import accumulation
 
@@ -78,9 +79,9 @@ def bert_that_denies():
 def collate(build, rows):
     batch = accumulation.collate(rows)
     batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
-    if build.__name__.startswith(("bert", "classifier")):
+    if build.__name__.startswith(("bert", "classifier")) or build.__name__.endswith("_classifier"):
         batch["labels"] = torch.tensor([len(row) % LABELS for row in rows])
-    return batch
+    return collated(build.__name__, batch)
 
 
 def update(build, *, accumulated=True, arguments=None, smoothing=0.0, said=None, **trainer):
@@ -131,8 +132,9 @@ def own_loss(outputs, labels, num_items_in_batch=None):
 
 
 def cases(names):
+    elsewhere = {build.__name__: build for build in MODELS}
     for name in names:
-        yield f"{name}: gap", partial(gap, globals()[name])
+        yield f"{name}: gap", partial(gap, globals().get(name) or elsewhere[name])
     yield "llama: exactly", partial(exactly, llama)
     yield "bert: one batch", partial(exactly, bert, accumulated=False)
     yield "bert: compute_loss_func", partial(exactly, bert, compute_loss_func=own_loss)

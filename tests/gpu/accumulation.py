@@ -67,16 +67,8 @@ def update(family, sharding):
             folder,
             per_device_train_batch_size=1,
             gradient_accumulation_steps=len(accumulation.ROWS) // RANKS,
-            max_steps=1,
-            optim="sgd",
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            max_grad_norm=0,
-            remove_unused_columns=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
             use_cpu=not torch.cuda.is_available(),
+            **accumulation.SETTINGS,
             **arguments(sharding),
         )
         trainer = transformers.Trainer(

@@ -19,6 +19,19 @@ from nrl_patches.patches._shared import accumulation, two_ranks
 
 ROWS = accumulation.rows()
 
+SETTINGS = {
+    "max_steps": 1,
+    "optim": "sgd",
+    "learning_rate": 1.0,
+    "lr_scheduler_type": "constant",
+    "max_grad_norm": 0,
+    "remove_unused_columns": False,
+    "report_to": [],
+    "save_strategy": "no",
+    "disable_tqdm": True,
+}
+"""Of the Trainer: one update, whose gradient is the difference of the weights."""
+
 PATCHES = {
     "llama": ("trainer_divides_gradients_twice", "tiny_model"),
     "gemma3": ("gemma3_loss_ignores_token_count", "tiny_model"),
@@ -65,17 +78,9 @@ def train(family, model, *, accumulated=True, **arguments):
             per_device_train_batch_size=batch,
             per_device_eval_batch_size=1,
             gradient_accumulation_steps=steps // ranks,
-            max_steps=1,
-            optim="sgd",
-            learning_rate=1.0,
-            lr_scheduler_type="constant",
-            max_grad_norm=0,
-            remove_unused_columns=False,
-            report_to=[],
-            save_strategy="no",
-            disable_tqdm=True,
             use_cpu=True,
             dataloader_pin_memory=False,
+            **SETTINGS,
             **arguments,
         )
         trainer = transformers.Trainer(

@@ -3,7 +3,7 @@
 Problem: the Trainer takes a model whose `forward` has `**kwargs` to divide its loss by the tokens of all micro-batches,
     and divides by nothing itself. Many a `forward` has them, drops them, and returns the mean of what it is given.
 Hit by: Mamba and FalconMamba up to 5.16.1; heads for classification from 4.54.0 on; BERT, T5, Bart, Whisper and others,
-    439 classes of 5.24.0. With `gradient_accumulation_steps=n` loss and gradient are n times too large, on m ranks m
+    436 classes of 5.24.0. With `gradient_accumulation_steps=n` loss and gradient are n times too large, on m ranks m
     times more, and a token of a short row weighs more than one of a long row. Nothing is said.
 Fix: the loss of a micro-batch is weighed by its share in the tokens of the update, as the Trainer counts them.
 Remove when: no class drops what it is handed.

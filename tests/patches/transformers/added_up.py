@@ -11,7 +11,7 @@ from functools import partial
 import torch
 import transformers
 from patches.told import by_side
-from patches.transformers.means_elsewhere import MODELS, collated
+from patches.transformers.means_elsewhere import MODELS, collated, distilbert, prophetnet
 
 from nrl_patches.patches._shared import accumulation
 
@@ -67,6 +67,27 @@ def classifier_with_own_loss():
     """What a user's loss function is a mean of, and whether it is one, nobody knows."""
     model = classifier()
     model.loss_function = lambda labels, pooled_logits, **_: torch.nn.functional.cross_entropy(pooled_logits, labels)
+    return model
+
+
+def distilbert_with_a_sum():
+    """Accumulated sums are that of one large batch, and no mean."""
+    model = distilbert()
+    model.mlm_loss_fct = torch.nn.CrossEntropyLoss(reduction="sum")
+    return model
+
+
+def prophetnet_with_own_loss():
+    model = prophetnet()
+
+    class OwnLoss(type(model)):
+        __module__ = type(model).__module__  # transformers reads the source of the module that a class is from.
+
+        def _compute_loss(self, logits, *_):
+            return logits.flatten(0, 1).logsumexp(-1).sum()
+
+    OwnLoss._compute_loss.__module__ = __name__
+    model.__class__ = OwnLoss
     return model
 
 
@@ -142,6 +163,8 @@ def cases(names):
     yield "bert: told that it is scaled", partial(exactly, bert, said=True)
     yield "bert: told that it is not", partial(exactly, bert, said=False)
     yield "classifier: a loss function of its own", partial(exactly, classifier_with_own_loss)
+    yield "distilbert: a sum", partial(exactly, distilbert_with_a_sum)
+    yield "prophetnet: a loss of its own", partial(exactly, prophetnet_with_own_loss)
     yield "bert: denies", partial(exactly, bert_that_denies)
     yield "qwen3_moe: one batch", partial(exactly, qwen3_moe, accumulated=False)
     yield "qwen3_moe: no router's loss", partial(exactly, partial_named(qwen3_moe, 0.0))

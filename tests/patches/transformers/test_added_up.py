@@ -75,5 +75,5 @@ def test_who_divides_by_tokens_is_let_alone(release):
 def test_all_else_is_as_it_was_bit_by_bit(release):
     found = gone(release)
     same = {case for case in found["off"] if not case.endswith(": gap")}
-    assert len(same) == 10
+    assert len(same) == 12
     assert {case: found["on"][case] for case in same} == {case: found["off"][case] for case in same}

@@ -202,6 +202,46 @@ def replacing(names: dict[str, Any], name: str, value: Any) -> Iterator[None]:
             names[name] = before
 
 
+def has_gradients(values: Any) -> bool:
+    """Tell whether a tensor is part of a graph, or will have a gradient.
+
+    Args:
+        values: Nested values.
+
+    Returns:
+        Whether any of the tensors in them does.
+    """
+    from torch.utils import _pytree as pytree
+
+    return any(getattr(leaf, "requires_grad", False) for leaf in pytree.tree_leaves(values))
+
+
+def call_in_vain(call: Callable[..., Any], active: Any, layer: Any, *args: Any, **kwargs: Any) -> Any:
+    """Call a layer without gradients, and say once what that cuts off if it is done by a checkpoint around the layer.
+
+    Args:
+        call: Of layers.
+        active: See :func:`by_hooks`; None for :func:`by_forwards`.
+        layer: The layer.
+        args: Its arguments: some have gradients under a reentrant checkpoint, and none have in a forward without any.
+        kwargs: The same by keyword.
+
+    Returns:
+        What the layer returns.
+    """
+    from torch.utils import _pytree as pytree
+
+    if not has_gradients((args, kwargs)):
+        return call(layer, *args, **kwargs)
+    recording = by_forwards(layer) if active is None else by_hooks(active)
+    output = call(layer, *args, **kwargs)
+    inside = tuples_inside(output) if kwargs.get("output_router_logits") else ()
+    recorded = pytree.tree_leaves((recording and recording.added(), inside))
+    if any(getattr(leaf, "is_floating_point", bool)() for leaf in recorded):
+        _warn("what is around them, such as torch's checkpoint_wrapper")
+    return output
+
+
 def warn_if_cut_off(checkpoint: Any, output: Any, added: Any) -> None:
     """Say once if what was recorded in a layer that another function has checkpointed has no gradients.
 
@@ -215,8 +255,7 @@ def warn_if_cut_off(checkpoint: Any, output: Any, added: Any) -> None:
     def cut_off(leaf: Any) -> bool:
         return getattr(leaf, "is_floating_point", bool)() and not leaf.requires_grad
 
-    has_gradients = any(getattr(leaf, "requires_grad", False) for leaf in pytree.tree_leaves(output))
-    if has_gradients and any(map(cut_off, pytree.tree_leaves(added))):
+    if has_gradients(output) and any(map(cut_off, pytree.tree_leaves(added))):
         function = getattr(checkpoint, "func", checkpoint)
         _warn(f"{getattr(function, '__module__', '?')}.{getattr(function, '__qualname__', '?')}")
 

@@ -13,7 +13,7 @@ Fix: the checkpointed function returns what is recorded in it too, and what the 
 Remove when: upstream records outside of the checkpoint, or refuses; no release so far does.
 
 Another function than torch's own that checkpoints without gradients, such as one that offloads, is told of by a
-warning. torch's `checkpoint_wrapper` around a layer is not reached, nor are Switch Transformers up to 4.52.4, whose
+warning, and so is torch's `checkpoint_wrapper` around a layer. Not reached are Switch Transformers up to 4.52.4, whose
 stack checkpoints.
 """
 
@@ -81,7 +81,8 @@ def return_what_is_recorded(call: Callable[..., Any]) -> Callable[..., Any]:
 
     def call_and_record(self: Any, *args: Any, **kwargs: Any) -> Any:
         if not (self.gradient_checkpointing and self.training and torch.is_grad_enabled()):
-            return call(self, *args, **kwargs)
+            in_vain = self.training and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+            return (call_in_vain if in_vain else call)(self, *args, **kwargs)
         given = self._gradient_checkpointing_func
         if getattr(given, "func", None) is checkpoint and given.keywords.get("use_reentrant") is False:
             return call(self, *args, **kwargs)
@@ -108,6 +109,7 @@ def return_what_is_recorded(call: Callable[..., Any]) -> Callable[..., Any]:
         with recorded_outputs.replacing(vars(self), "_gradient_checkpointing_func", through):
             return call(self, *args, **kwargs)
 
+    call_in_vain = functools.partial(recorded_outputs.call_in_vain, call, active)
     record_uncompiled = torch._disable_dynamo(record, recursive=False)
     return call_and_record
 

@@ -11,6 +11,7 @@ from functools import partial
 import torch
 import transformers
 from patches.told import by_side
+from torch.distributed.algorithms._checkpoint.checkpoint_wrapper import CheckpointImpl, checkpoint_wrapper
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe
@@ -146,6 +147,20 @@ def by_another_function(build, gradient):
     return gradient(model).double().sum().item().hex()
 
 
+def wrapped(build, gradient, implementation=CheckpointImpl.REENTRANT):
+    model = build()
+    layers = model.model.layers
+    for at, layer in enumerate(layers):
+        layers[at] = checkpoint_wrapper(layer, checkpoint_impl=implementation)
+    return gradient(model, use_cache=False).double().sum().item().hex()
+
+
+def without_gradients():
+    """What is recorded under `no_grad`, in training mode, as of a reference model: nothing is cut off."""
+    with torch.no_grad():
+        return build("Mixtral")(**BATCH).loss.item().hex()
+
+
 def cases():
     for family in ("Mixtral", "Qwen3Moe", "GptOss"):
         yield f"{family}: gap", partial(gap, family)
@@ -160,6 +175,11 @@ def cases():
     yield "left of a step", partial(left, backward=True)
     yield "left of a forward", partial(left, backward=False)
     yield "by another function", partial(by_another_function, partial(build, "Mixtral"), gradient)
+    yield "wrapped", partial(wrapped, partial(build, "Mixtral"), gradient)
+    plain = CheckpointImpl.NO_REENTRANT
+    yield "wrapped, non-reentrant", partial(wrapped, partial(build, "Mixtral"), gradient, plain)
+    yield "wrapped, nothing recorded", partial(wrapped, partial(build, "Mixtral", recorded=False), gradient)
+    yield "without gradients", without_gradients
     two = partial(encoder_decoder, "SwitchTransformers")
     yield "by another function, both routers", partial(by_another_function, two, gradient_of_both_routers)
 

@@ -52,3 +52,20 @@ def test_what_another_function_cuts_off_is_told(release, case):
     (said,) = [text for text in on["says"] if "have gradients" in text]
     assert "by_another_function" in said
     assert not [text for text in off["says"] if "have gradients" in text]
+
+
+@each
+def test_what_a_wrapper_around_the_layers_cuts_off_is_told(release):
+    off, on = (gone(release)[side]["wrapped"] for side in ("off", "on"))
+    assert off["returns"] == on["returns"]
+    (said,) = [text for text in on["says"] if "have gradients" in text]
+    assert "checkpoint_wrapper" in said
+    assert not [text for text in off["says"] if "have gradients" in text]
+
+
+@each
+@pytest.mark.parametrize("case", ["wrapped, non-reentrant", "wrapped, nothing recorded", "without gradients"])
+def test_what_nothing_is_cut_off_of_is_not(release, case):
+    off, on = (gone(release)[side][case] for side in ("off", "on"))
+    assert off == on
+    assert not [text for text in on["says"] if "have gradients" in text]

@@ -24,7 +24,7 @@ from ways import accumulation
 import nrl_patches
 from nrl_patches.patches._shared.quiet import quiet
 
-FAMILIES = ("llama", "gemma3n", "gemma4", "qwen2_5_vl", "classifier", "qwen2_audio", "mixtral")
+FAMILIES = ("llama", "gemma3n", "gemma4", "qwen2_5_vl", "classifier", "qwen2_audio", "mixtral", "qwen3_vl_moe")
 RANKS = 2
 
 

@@ -15,7 +15,7 @@ from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.distributed.tensor import DTensor
 from ways.kv_sharing import one_rank
 
-from nrl_patches.patches._shared import accumulation, two_ranks
+from nrl_patches.patches._shared import accumulation, models_without_number, two_ranks
 
 ROWS = accumulation.rows()
 
@@ -47,6 +47,8 @@ PATCHES = {
 def build(family):
     if family == "qwen2_audio":
         return accumulation.seeded(importlib.import_module("patches.transformers.means_elsewhere").qwen2_audio)
+    if family in {"bert", "qwen3_vl_moe"}:
+        return accumulation.seeded(getattr(models_without_number, f"tiny_{family}"))
     patch, name = PATCHES[family]
     return accumulation.seeded(getattr(importlib.import_module(f"nrl_patches.patches.transformers.{patch}"), name))
 
@@ -56,12 +58,14 @@ def collate(family, rows):
     batch = accumulation.collate(rows)
     if family in {"llama", "mixtral"}:
         batch["labels"][:, 0] = -100
+    if family == "bert":
+        del batch["mm_token_type_ids"]
     return batch
 
 
 def tokens(family, rows=ROWS):
     """How many tokens have a label that counts; of text, what is first in its row is not predicted."""
-    return sum(len(row) - (family != "classifier") for row in rows)
+    return sum(len(row) - (family not in {"bert", "classifier"}) for row in rows)
 
 
 def train(family, model, *, accumulated=True, **arguments):
@@ -183,7 +187,7 @@ def lora(family):
     import peft
 
     def adapted():
-        modules = ["in_proj", "x_proj"] if family == "mamba" else ["q_proj", "v_proj"]
+        modules = {"mamba": ["in_proj", "x_proj"], "bert": ["query", "value"]}.get(family, ["q_proj", "v_proj"])
         config = peft.LoraConfig(r=2, target_modules=modules, init_lora_weights=False)
         with torch.random.fork_rng():
             torch.manual_seed(1)
@@ -250,13 +254,13 @@ def ways(*, families="llama gemma3 gemma3n gemma4 qwen2_5_vl", compiles="llama")
     """Yield the name of each way and the function that goes it.
 
     Args:
-        families: Keys of ``PATCHES``, or ``qwen2_audio``.
+        families: Keys of ``PATCHES``, or ``qwen2_audio``, ``bert`` or ``qwen3_vl_moe``.
         compiles: Those of them that are compiled, too, which takes half a minute each; or none.
     """
     for family in families.split():
         yield from ways_of(family)
     for family in compiles.split():
-        if family not in {"classifier", "mixtral"}:
+        if family not in {"bert", "classifier", "mixtral", "qwen3_vl_moe"}:
             yield f"{family} compile fullgraph", partial(fullgraph, family)
         for backend in ("eager", "aot_eager", "inductor"):
             yield f"{family} compile {backend}", partial(compiled, family, backend)

@@ -1,4 +1,4 @@
-"""What the source of a model's ``forward`` says about its loss: whether it is divided by a number that it is handed."""
+"""What the source of a model's ``forward`` says about its loss: a mean, or divided by a number that it is handed."""
 
 from __future__ import annotations
 
@@ -37,8 +37,43 @@ def drops_number(model: Any) -> bool:
     return not _calls_own_loss(forward) or _has_loss_of_transformers(model)
 
 
+def takes_mean(model: Any) -> bool:
+    """Tell whether the loss of a model is a mean over labels, as long as nobody hands it their number.
+
+    Args:
+        model: The model, unwrapped.
+
+    Returns:
+        False where nobody can tell, as of a loss function of the user's.
+    """
+    forward = token_counts.forward_of(model)
+    if forward is None or not _takes_mean(forward) or _has_own_padding(forward):
+        return False
+    return not _calls_own_loss(forward) or _has_loss_of_transformers(model)
+
+
+def is_wrong_about_itself(model: Any) -> bool:
+    """Tell whether the class of a model denies that it takes the number of labels, and hands it to its only loss.
+
+    Args:
+        model: A ``PreTrainedModel``, unwrapped.
+
+    Returns:
+        False for anything else, and for a class whose source cannot be read.
+    """
+    from transformers.loss.loss_utils import ForCausalLMLoss
+
+    says = next((c for c in type(model).__mro__ if "accepts_loss_kwargs" in vars(c)), None)
+    if says is None or vars(says)["accepts_loss_kwargs"] is not False or "accepts_loss_kwargs" in vars(model):
+        return False
+    forward = vars(says).get("forward")
+    if forward is None or token_counts.forward_of(model) is not forward:
+        return False
+    return getattr(model, "loss_function", None) is ForCausalLMLoss and _hands_keywords_to_loss(forward)
+
+
 def shifts_labels(model: Any) -> bool:
-    """Tell whether no token predicts the first label of a row, in a model that drops the number.
+    """Tell whether no token predicts the first label of a row, in a model whose loss is a mean.
 
     Args:
         model: The model, unwrapped.
@@ -69,12 +104,38 @@ def router_coefficient(model: Any) -> str | None:
 @functools.cache
 def _drops_number(forward: Callable[..., Any]) -> bool:
     function = _parsed(forward)
-    if function is None or "num_items_in_batch" in ast.unparse(function):
+    if function is None or function.args.kwarg is None or "num_items_in_batch" in ast.unparse(function):
         return False
-    losses = {*_calls_of(function, LOSS_FUNCTION), *_mean_losses(function)}
-    if not losses or any(_gets_keywords(call, function) for call in losses):
+    return _takes_mean(forward) and not any(_gets_keywords(call, function) for call in _losses(function))
+
+
+@functools.cache
+def _takes_mean(forward: Callable[..., Any]) -> bool:
+    function = _parsed(forward)
+    losses = set() if function is None else _losses(function)
+    return bool(losses) and not any(_takes_labels(n) for n in ast.walk(function or ast.Pass()) if n not in losses)
+
+
+@functools.cache
+def _has_own_padding(forward: Callable[..., Any]) -> bool:
+    """Tell whether a loss leaves out other labels than those of -100, which the Trainer does not count."""
+    left_out = [n for n in ast.walk(_parsed(forward) or ast.Pass()) if isinstance(n, ast.keyword)]
+    return any(n.arg == "ignore_index" and ast.unparse(n.value) != "-100" for n in left_out)
+
+
+@functools.cache
+def _hands_keywords_to_loss(forward: Callable[..., Any]) -> bool:
+    function = _syntax(forward)
+    if function is None or function.args.kwarg is None:
         return False
-    return not any(_takes_labels(n) for n in ast.walk(function) if n not in losses)
+    stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
+    losses = [n.value for n in ast.walk(function) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "loss"]
+    calls = [loss for loss in losses if not isinstance(loss, ast.Constant)]
+    if len(calls) != 1 or not isinstance(calls[0], ast.Call) or stored.count("loss") != len(losses):
+        return False
+    handed = {ast.unparse(a) for a in calls[0].args} | {ast.unparse(k.value) for k in calls[0].keywords}
+    own = {"labels", function.args.kwarg.arg}
+    return ast.unparse(calls[0].func) == LOSS_FUNCTION and own <= handed and not own.intersection(stored)
 
 
 @functools.cache
@@ -102,15 +163,17 @@ def _router_coefficient(forward: Callable[..., Any]) -> str | None:
 
 @functools.cache
 def _parsed(forward: Callable[..., Any]) -> ast.FunctionDef | None:
-    """Return the syntax of transformers' own code, or that of a checkpoint, if it takes further keywords."""
-    inner = inspect.unwrap(forward)
-    if not (getattr(inner, "__module__", None) or "").startswith(("transformers.", "transformers_modules.")):
-        return None
+    """Return the syntax of transformers' own code, or that of a checkpoint."""
+    module = getattr(inspect.unwrap(forward), "__module__", None) or ""
+    return _syntax(forward) if module.startswith(("transformers.", "transformers_modules.")) else None
+
+
+def _syntax(forward: Callable[..., Any]) -> ast.FunctionDef | None:
     try:
-        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inner))).body
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))).body
     except (OSError, SyntaxError, TypeError, ValueError):  # No source, as of a model that was compiled to bytecode.
         return None
-    return function if isinstance(function, ast.FunctionDef) and function.args.kwarg else None
+    return function if isinstance(function, ast.FunctionDef) else None
 
 
 def _gets_keywords(call: ast.Call, function: ast.FunctionDef) -> bool:
@@ -120,6 +183,10 @@ def _gets_keywords(call: ast.Call, function: ast.FunctionDef) -> bool:
 
 def _calls_of(function: ast.AST, name: str) -> list[ast.Call]:
     return [n for n in ast.walk(function) if isinstance(n, ast.Call) and ast.unparse(n.func) == name]
+
+
+def _losses(function: ast.AST) -> set[ast.Call]:
+    return {*_calls_of(function, LOSS_FUNCTION), *_mean_losses(function)}
 
 
 def _mean_losses(function: ast.AST) -> list[ast.Call]:

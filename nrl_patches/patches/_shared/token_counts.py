@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator, MutableMapping
 from typing import Any
 
 from nrl_patches import Edit, Observation, Patch, mismatch
-from nrl_patches.patches._shared import accumulation
+from nrl_patches.patches._shared import accumulation, token_weights
 
 TOLERANCE = 1e-4
 """Of a loss of two to three; the order of summation changes 1e-6 of it."""
@@ -116,6 +116,22 @@ def losses(name: str, build: Callable[[], Any], *, added_up: bool | None = None)
     return Observation(present, {"by_tokens": round(by_tokens, 4), "accumulated": round(seen, 4)})
 
 
+def without_first_label(batch: Any) -> Any:
+    """Mask the labels that no token predicts, which many releases count, in a batch.
+
+    Args:
+        batch: The batch, which is changed.
+
+    Returns:
+        The batch.
+    """
+    if isinstance(batch, MutableMapping) and "labels" in batch and "shift_labels" not in batch:
+        labels = batch["labels"].clone()
+        labels[..., 0] = -100
+        batch["labels"] = labels
+    return batch
+
+
 def _collecting(decide: Decision) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Return the build of a fix of ``Trainer.get_batch_samples``, which then counts the labels.
 
@@ -131,7 +147,7 @@ def _collecting(decide: Decision) -> Callable[[Callable[..., Any]], Callable[...
                 if not counts:
                     return get_batch_samples(self, *args, **kwargs)
                 call = signature.bind(self, *args, **kwargs)
-                call.arguments["epoch_iterator"] = map(_without_first_label, call.arguments["epoch_iterator"])
+                call.arguments["epoch_iterator"] = map(without_first_label, call.arguments["epoch_iterator"])
                 return get_batch_samples(*call.args, **call.kwargs)
 
         return get_counted
@@ -163,7 +179,7 @@ def _counting(trainer: Any, decide: Decision) -> Iterator[bool]:
     parallel = getattr(trainer.accelerator, "parallelism_config", None)
     # Sequence parallelism counts for itself, and denies the attribute for that.
     spared = getattr(parallel, "sp_enabled", False) or not (accumulates or said)
-    if spared or not decide(_innermost(trainer)):
+    if spared or not decide(token_weights.innermost(trainer, trainer.model)):
         yield False
         return
     trainer.model_accepts_loss_kwargs = accumulates
@@ -171,17 +187,3 @@ def _counting(trainer: Any, decide: Decision) -> Iterator[bool]:
         yield accumulates
     finally:
         trainer.model_accepts_loss_kwargs = said
-
-
-def _innermost(trainer: Any) -> Any:
-    model = trainer.accelerator.unwrap_model(trainer.model)
-    return model.get_base_model() if hasattr(model, "get_base_model") else model  # PEFT's.
-
-
-def _without_first_label(batch: Any) -> Any:
-    """Mask the labels that no token predicts, which many releases count."""
-    if isinstance(batch, MutableMapping) and "labels" in batch and "shift_labels" not in batch:
-        labels = batch["labels"].clone()
-        labels[..., 0] = -100
-        batch["labels"] = labels
-    return batch

@@ -14,6 +14,7 @@ from unittest import mock
 
 from nrl_patches import mismatch
 from nrl_patches.patches._shared import accumulation
+from nrl_patches.patches._shared.wrapped import inside
 
 if TYPE_CHECKING:
     import torch
@@ -63,6 +64,21 @@ def weight_of(trainer: Any, inputs: Any, number: Any) -> torch.Tensor | None:
     return labels.ne(-100).sum().float() / total
 
 
+def weighed(found: Any, weight: torch.Tensor | None) -> Any:
+    """Return what ``Trainer.compute_loss`` has found, with its loss multiplied by a weight.
+
+    Args:
+        found: The loss, or a tuple that begins with it.
+        weight: The weight, on any device; None to leave the loss as it is.
+    """
+    if weight is None:
+        return found
+    if isinstance(found, tuple):
+        loss, *others = found
+        return (loss * weight.to(loss.device), *others)
+    return found * weight.to(found.device)
+
+
 def innermost(trainer: Any, model: Any) -> Any:
     """Return what is trained, without what accelerate, a compiler, FSDP and PEFT have put around it.
 
@@ -71,9 +87,7 @@ def innermost(trainer: Any, model: Any) -> Any:
         model: The model that it calls.
     """
     # accelerate's `unwrap_model` takes DDP out of what it has compiled, for good.
-    inner = trainer.model if model is trainer.model_wrapped else model
-    for wrapped in ("_orig_mod", "_fsdp_wrapped_module"):
-        inner = getattr(inner, wrapped, inner)
+    inner = inside(trainer.model if model is trainer.model_wrapped else model)
     return inner.get_base_model() if hasattr(inner, "get_base_model") else inner
 
 

@@ -9,20 +9,15 @@ Fix: the Trainer counts tokens for a model whose class is wrong about itself, as
 Remove when: no class with such a `forward` says so.
 
 A class is wrong about itself if what it says and its `forward` are defined in the same class, the only loss there is
-transformers' own for causal models, of the labels as they came, and it gets all keyword arguments. Not covered: models
-that add the loss of a router, which the Trainer of every release would sum over the micro-batches; and what drops the
-number of tokens by itself, as Qwen3-VL, Qwen3.5 and GLM-4V do up to 5.16.1.
+transformers' own for causal models, of the labels as they came, and it gets all keyword arguments. Models that add the
+loss of a router, which the Trainer of every release would sum over the micro-batches, and those that drop the number by
+themselves, as Qwen3-VL, Qwen3.5 and GLM-4V do up to 5.16.1, are `accumulation_mean_of_means`' to repair.
 """
 
-import ast
-import functools
-import inspect
-import textwrap
-from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation, Patch
-from nrl_patches.patches._shared import accumulation, token_counts
+from nrl_patches.patches._shared import accumulation, loss_sources, token_counts
 
 patch = Patch(
     __name__,
@@ -32,45 +27,7 @@ patch = Patch(
 )
 
 
-def is_wrong_about_itself(model: Any) -> bool:
-    """Tell whether the class of a model denies what its ``forward`` does.
-
-    Args:
-        model: A ``PreTrainedModel``, unwrapped.
-
-    Returns:
-        False for anything else, and for a class whose source cannot be read.
-    """
-    from transformers.loss.loss_utils import ForCausalLMLoss
-
-    says = next((c for c in type(model).__mro__ if "accepts_loss_kwargs" in vars(c)), None)
-    if says is None or vars(says)["accepts_loss_kwargs"] is not False or "accepts_loss_kwargs" in vars(model):
-        return False
-    forward = vars(says).get("forward")
-    if forward is None or token_counts.forward_of(model) is not forward:
-        return False
-    return getattr(model, "loss_function", None) is ForCausalLMLoss and _hands_keywords_to_loss(forward)
-
-
-@functools.cache
-def _hands_keywords_to_loss(forward: Callable[..., Any]) -> bool:
-    try:
-        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))).body
-    except (OSError, SyntaxError, TypeError, ValueError):  # No source, as of a model that was compiled to bytecode.
-        return False
-    if not isinstance(function, ast.FunctionDef) or function.args.kwarg is None:
-        return False
-    stored = [n.id for n in ast.walk(function) if isinstance(n, ast.Name) and isinstance(n.ctx, ast.Store)]
-    losses = [n.value for n in ast.walk(function) if isinstance(n, ast.Assign) and ast.unparse(n.targets[0]) == "loss"]
-    calls = [loss for loss in losses if not isinstance(loss, ast.Constant)]
-    if len(calls) != 1 or not isinstance(calls[0], ast.Call) or stored.count("loss") != len(losses):
-        return False
-    handed = {ast.unparse(a) for a in calls[0].args} | {ast.unparse(k.value) for k in calls[0].keywords}
-    own = {"labels", function.args.kwarg.arg}
-    return ast.unparse(calls[0].func) == "self.loss_function" and own <= handed and not own.intersection(stored)
-
-
-token_counts.let_trainer_count(patch, is_wrong_about_itself)
+token_counts.let_trainer_count(patch, loss_sources.is_wrong_about_itself)
 
 
 def tiny_model() -> Any:

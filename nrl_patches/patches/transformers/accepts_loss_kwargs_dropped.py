@@ -14,11 +14,11 @@ repaired too: BLIP, DeBERTa's head for classification, DistilBERT, Flaubert, Pix
 """
 
 import inspect
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable
 from typing import Any
 
 from nrl_patches import Observation, Patch, mismatch
-from nrl_patches.patches._shared import accumulation, means_elsewhere, token_weights
+from nrl_patches.patches._shared import accumulation, means_elsewhere, token_counts, token_weights
 
 patch = Patch(
     __name__,
@@ -49,7 +49,7 @@ def count_what_is_predicted(get_batch_samples: Callable[..., Any]) -> Callable[.
             self._loss_shifts_labels = means_elsewhere.shifts_labels(model)
         elif means_elsewhere.shifts_labels(model):
             call = signature.bind(self, *args, **kwargs)
-            call.arguments["epoch_iterator"] = map(_without_first_label, call.arguments["epoch_iterator"])
+            call.arguments["epoch_iterator"] = map(token_counts.without_first_label, call.arguments["epoch_iterator"])
             return get_batch_samples(*call.args, **call.kwargs)
         return get_batch_samples(self, *args, **kwargs)
 
@@ -70,23 +70,9 @@ def weigh_loss(compute_loss: Callable[..., Any]) -> Callable[..., Any]:
             return compute_loss(self, model, *args, **kwargs)
         given = signature.bind(self, model, *args, **kwargs).arguments
         weight = token_weights.weight_of(self, given["inputs"], given.get("num_items_in_batch"))
-        found = compute_loss(self, model, *args, **kwargs)
-        if weight is None:
-            return found
-        if isinstance(found, tuple):
-            loss, *others = found
-            return (loss * weight.to(loss.device), *others)
-        return found * weight.to(found.device)
+        return token_weights.weighed(compute_loss(self, model, *args, **kwargs), weight)
 
     return compute_weighed
-
-
-def _without_first_label(batch: Any) -> Any:
-    if isinstance(batch, MutableMapping) and "labels" in batch and "shift_labels" not in batch:
-        labels = batch["labels"].clone()
-        labels[..., 0] = -100
-        batch["labels"] = labels
-    return batch
 
 
 def tiny_mamba() -> Any:

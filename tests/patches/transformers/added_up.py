@@ -102,6 +102,8 @@ def collate(build, rows):
     batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     if build.__name__.startswith(("bert", "classifier")) or build.__name__.endswith("_classifier"):
         batch["labels"] = torch.tensor([len(row) % LABELS for row in rows])
+    if build.__name__ == "pretrained_bert":
+        batch["next_sentence_label"] = torch.tensor([len(row) % 2 for row in rows])
     return collated(build.__name__, batch)
 
 

@@ -1,20 +1,23 @@
-"""What becomes of sequences that a trainer tells the hybrid models of a release by keyword, against each alone.
+"""What becomes of sequences that a trainer tells models with states of by keyword, against each alone.
 
     NRL_PATCHES=0 python packed_keywords.py; python packed_keywords.py
 
 No part of a test run. transformers and this package are on the path. Prints, by family and implementation of attention,
 how far logits are off, or what was raised: for `seq_idx`, for the `cu_seq_lens` of flash attention and for both, with
-positions that restart, with positions that do not, and with none.
+positions that restart, with positions that do not, and with none. The models are the hybrids of the release, and Mamba,
+Mamba-2 and FalconMamba, which have no attention.
 """
 
 import itertools
 import json
 import sys
+from functools import partial
 
 import torch
 import transformers
 from packed_hybrids import builds
 
+from nrl_patches.patches._shared import mamba_models
 from nrl_patches.patches._shared.quiet import quiet
 
 LENGTHS = (5, 1, 6)
@@ -55,9 +58,12 @@ def measured(build):
 
 
 def main():
-    for (family, build), attention in itertools.product(builds().items(), sys.argv[1:] or ("eager", "sdpa")):
+    attentions = sys.argv[1:] or ("eager", "sdpa")
+    made = {(family, a): partial(build, a) for (family, build), a in itertools.product(builds().items(), attentions)}
+    made |= {(family, "none"): partial(mamba_models.tiny_model, family) for family in mamba_models.FAMILIES}
+    for (family, attention), build in made.items():
         with quiet():
-            found = measured(lambda build=build, attention=attention: build(attention).eval())
+            found = measured(lambda build=build: build().eval())
         print(json.dumps({"transformers": transformers.__version__, "model": family, attention: found}), flush=True)
 
 

@@ -63,7 +63,7 @@ def checkpointed(model, how):
         model.gradient_checkpointing_enable(**given)
     elif how == "wrapped":
         kind = CheckpointImpl.REENTRANT if which == "reentrant" else CheckpointImpl.NO_REENTRANT
-        layers = model.model.layers
+        layers = model.base_model.layers
         for index, layer in enumerate(layers):
             layers[index] = checkpoint_wrapper(layer, checkpoint_impl=kind)
     return model

@@ -8,6 +8,7 @@ import copy
 import functools
 import inspect
 import pickle
+import sys
 from functools import partial
 
 import torch
@@ -26,15 +27,18 @@ from ways.kv_sharing import (
 )
 from ways.packing import LABELS, LENGTHS, ONES, POSITIONS, TOKENS, call, gradients, leak_under_fsdp1, one_by_one
 
+from nrl_patches.patches._shared import mamba_models
 from nrl_patches.patches._shared.sequences_told import REFUSAL
 from nrl_patches.patches._shared.state_space_models import tiny_model, without_attention
 
 INDEX = torch.stack([torch.repeat_interleave(torch.arange(len(row)), torch.tensor(row)) for row in LENGTHS]).int()
+CACHES = ("cache", "cache_params", "past_key_values")
 ENDS = torch.tensor((0, *(n for row in LENGTHS for n in row))).cumsum(0).int()
 
 
 def build(family, attention="eager"):
-    return tiny_model(family, attention).train()
+    model = mamba_models.tiny_model(family) if family in mamba_models.FAMILIES else tiny_model(family, attention)
+    return model.train()
 
 
 @functools.cache
@@ -73,9 +77,9 @@ def base_by_keyword(family):
     model = build(family).eval()
     with torch.no_grad():
         inputs = model.get_input_embeddings()(TOKENS[:1])
-        parts = [model.model(inputs_embeds=part, use_cache=False)[0] for part in inputs.split(LENGTHS[0], 1)]
+        parts = [model.base_model(inputs_embeds=part, use_cache=False)[0] for part in inputs.split(LENGTHS[0], 1)]
         try:
-            found = model.model(inputs_embeds=inputs, use_cache=False, seq_idx=INDEX[:1])[0]
+            found = model.base_model(inputs_embeds=inputs, use_cache=False, seq_idx=INDEX[:1])[0]
         except ValueError as error:
             if "position_ids" not in str(error):
                 raise
@@ -100,9 +104,10 @@ def one_by_keyword(family):
 def by_position(family):
     model = build(family)
     names = list(inspect.signature(model.forward).parameters)
-    order = {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": POSITIONS}
-    last = max(names.index(name) for name in order)
-    logits = model(*(order.get(name) for name in names[: last + 1]), use_cache=False).logits
+    given = {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": POSITIONS, "use_cache": False}
+    last = max(names.index(name) for name in given if name in names and name != "use_cache")
+    rest = {name: value for name, value in given.items() if name not in names[: last + 1]}
+    logits = model(*(given.get(name) for name in names[: last + 1]), **rest).logits
     loss = model.loss_function(logits, LABELS, model.config.vocab_size)
     loss.backward()
     return distance({"loss": loss.detach(), **collected(model)}, reference(family))
@@ -140,6 +145,13 @@ def packed_between_padding(family):
     return distance(pieces, {"first": alone[0], "second": alone[1], "whole": whole})
 
 
+def counted(model, begin, end):
+    """What models without positions want on top of a cache, up to 5.3.0."""
+    names = inspect.signature(model.forward).parameters
+    told = "cache_position" in names and "position_ids" not in names
+    return {"cache_position": torch.arange(begin, end)} if told else {}
+
+
 def goes_on(family, batch=2):
     """Decode a token after packed rows: it belongs to the last sequence of each. Attention adds nothing here."""
     model = without_attention(build(family)).eval()
@@ -147,12 +159,11 @@ def goes_on(family, batch=2):
     token = torch.full((batch, 1), 7)
     with torch.no_grad():
         packed = model(input_ids=TOKENS[:batch], position_ids=POSITIONS[:batch], use_cache=True)
-        name = next((name for name in ("cache", "past_key_values") if getattr(packed, name, None) is not None), None)
+        name = next((name for name in CACHES if getattr(packed, name, None) is not None), None)
         if name is None:  # These make no cache but in `generate`.
             return 0.0
-        found = model(
-            input_ids=token, position_ids=torch.tensor(ends)[:, None], use_cache=True, **{name: getattr(packed, name)}
-        ).logits[:, -1]
+        how = {name: getattr(packed, name), **counted(model, 10, 11)}
+        found = model(input_ids=token, position_ids=torch.tensor(ends)[:, None], use_cache=True, **how).logits[:, -1]
         expected = [
             model(input_ids=torch.cat([TOKENS[row, -n:], token[row]])[None], use_cache=False).logits[:, -1]
             for row, n in enumerate(ends)
@@ -166,14 +177,30 @@ def on_top(family):
     for mask in (ONES, None):
         with torch.no_grad():
             earlier = model(input_ids=TOKENS[:, :3], use_cache=True)
-            name = next(
-                (name for name in ("cache", "past_key_values") if getattr(earlier, name, None) is not None), None
-            )
+            name = next((name for name in CACHES if getattr(earlier, name, None) is not None), None)
             if name is None:  # These make no cache but in `generate`.
                 return 0.0
             how = {"attention_mask": mask, "position_ids": POSITIONS[:, 3:], name: getattr(earlier, name)}
+            how |= counted(model, 3, 10)
             found[mask is None] = {"logits": model(input_ids=TOKENS[:, 3:], use_cache=True, **how).logits}
     return distance(found[False], found[True])
+
+
+def padded_on_top(family):
+    """New tokens that are padded, on top of a cache: positions stand still there, and no sequence begins."""
+    model = build(family).eval()
+    mask = ONES.clone()
+    mask[1, 6:8] = 0
+    positions = (mask.cumsum(-1) - 1).clamp(min=0)
+    with torch.no_grad():
+        whole = model(input_ids=TOKENS, attention_mask=mask, position_ids=positions).logits[:, -1]
+        earlier = model(
+            input_ids=TOKENS[:, :6], attention_mask=mask[:, :6], position_ids=positions[:, :6], use_cache=True
+        )
+        name = next(name for name in CACHES if getattr(earlier, name, None) is not None)
+        how = {"attention_mask": mask, "position_ids": positions[:, 6:], name: getattr(earlier, name)}
+        found = model(input_ids=TOKENS[:, 6:], use_cache=True, **how).logits[:, -1]
+    return distance({"logits": found}, {"logits": whole})
 
 
 def subclass(family):
@@ -200,7 +227,7 @@ def ddp(family, checkpointing, **options):
 
 def fsdp2(family, checkpointing):
     model = checkpointed(build(family), checkpointing)
-    for layer in model.model.layers:
+    for layer in model.base_model.layers:
         fully_shard(layer, mesh=one_rank())
     return far(fully_shard(model, mesh=one_rank()), family)
 
@@ -234,7 +261,10 @@ def lora(family, checkpointing):
 def trained(family, **arguments):
     """Two steps of the Trainer, against the same one by one."""
     columns = {"input_ids": TOKENS, "attention_mask": ONES, "position_ids": POSITIONS, "labels": LABELS}
-    steps = trainer_steps(build(family), columns, 2, **arguments)
+    model = build(family)
+    # The Trainer drops what the forward of a model does not name.
+    named = "position_ids" in inspect.signature(model.forward).parameters
+    steps = trainer_steps(model, columns, 2, remove_unused_columns=named, **arguments)
     return max(distance(found, expected) for found, expected in zip(steps, two_steps(family), strict=True))
 
 
@@ -334,6 +364,9 @@ def ways(families=("Bamba",), *, compiles=COMPILED, keywords=True):
         yield f"{family}, decoding goes on", partial(goes_on, family)
         yield f"{family}, decoding goes on, one row", partial(goes_on, family, batch=1)
         yield f"{family}, packed on top of a cache", partial(on_top, family)
+        masking = sys.modules.get("transformers.masking_utils")
+        if family == "Mamba2" and hasattr(masking, "create_recurrent_attention_mask"):
+            yield f"{family}, padded on top of a cache", partial(padded_on_top, family)
         for left in (True, False):
             for batch in (1, 2):
                 side = "left" if left else "right"

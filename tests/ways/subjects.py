@@ -100,6 +100,17 @@ KV_SHARING = {
     "subclass": "subclass",
 }
 
+STATE_SPACE = KV_SHARING | {
+    "eager": "*, eager, a mask",
+    "compile, backend eager": "compile eager *",
+    "compile, backend aot_eager": "compile aot_eager *",
+    "compile, backend inductor": "compile inductor *",
+    "compile, fullgraph": "compile aot_eager fullgraph, *",
+    "no checkpointing": "checkpointing none",
+}
+
+MAMBA_COMPILED = (("eager", "Mamba2"), ("aot_eager", "Mamba"), ("inductor", "Mamba"))
+
 NEMO = (
     "nemo-automodel==0.3.0 & transformers==5.9.0",
     "nemo-automodel==0.4.0 & transformers==5.5.0",
@@ -261,6 +272,21 @@ SUBJECTS = (
         ),
     ),
     Subject(
+        "means of means in transformers",
+        patches=("transformers.accumulation_mean_of_means",),
+        module="accumulation",
+        environments={
+            beside_peft("4.49.0"): {"families": "bert", "compiles": "bert"},
+            beside_peft("5.8.1"): {"families": "qwen3_vl_moe", "compiles": ""},
+            beside_peft("5.24.0"): {"families": "qwen3_vl_moe", "compiles": ""},
+        },
+        covers={way: pattern for way, pattern in ACCUMULATION.items() if way != "compile, fullgraph"},
+        leaves_out=ACCUMULATION_LEFT_OUT
+        | without(
+            "no compiler traces the methods of the Trainer, and the models are as they were", "compile, fullgraph"
+        ),
+    ),
+    Subject(
         "outputs that transformers records",
         patches=("transformers.recorded_outputs_*",),
         module="recorded_outputs",
@@ -389,18 +415,27 @@ SUBJECTS = (
             "transformers==5.14.1": {"families": ("Jamba", "FalconH1", "Lfm2Moe"), "compiles": ()},
             beside_peft("5.24.0"): {"families": HYBRIDS},
         },
-        covers=KV_SHARING
-        | {
-            "eager": "*, eager, a mask",
-            "compile, backend eager": "compile eager *",
-            "compile, backend aot_eager": "compile aot_eager *",
-            "compile, backend inductor": "compile inductor *",
-            "compile, fullgraph": "compile aot_eager fullgraph, *",
-            "no checkpointing": "checkpointing none",
-        },
+        covers=STATE_SPACE,
         leaves_out={},
         # Step by step Zamba2's state rounds otherwise than in chunks, by 2e-4.
         open={beside_peft("5.24.0"): "Zamba2, decoding goes on*"},
+    ),
+    Subject(
+        "state-space layers alone",
+        patches=("transformers.mamba_models_packed_state",),
+        module="state_space",
+        environments={
+            "transformers==4.49.0": {"families": ("Mamba2", "Mamba"), "compiles": ()},
+            "transformers==5.0.0": {"families": ("FalconMamba", "Mamba2"), "compiles": ()},
+            "transformers==5.14.1": {"families": ("Mamba", "FalconMamba"), "compiles": ()},
+            beside_peft("5.24.0"): {"families": ("Mamba", "Mamba2", "FalconMamba"), "compiles": MAMBA_COMPILED},
+        },
+        covers=STATE_SPACE,
+        leaves_out={},
+        limits={
+            (f"transformers=={version}", "*Mamba, packed on top of a cache"): "out of bounds for dimension 2"
+            for version in ("4.49.0", "5.0.0", "5.14.1")
+        },
     ),
     Subject(
         "caches of hybrid models",

@@ -153,7 +153,8 @@ def gap_of_rows(model, without_cache):
 
 def states(model, tokens, **how):
     with torch.no_grad():
-        cache = model(input_ids=tokens, use_cache=True, **how).past_key_values
+        made = model(input_ids=tokens, use_cache=True, **how)
+    cache = next(made[name] for name in ("past_key_values", "cache", "cache_params") if made.get(name) is not None)
     kept = [vars(holder) for holder in getattr(cache, "layers", [cache]) if hasattr(holder, "__dict__")] or [
         vars(cache)
     ]
@@ -170,14 +171,15 @@ def gap_of_states(model):
 
 
 def gaps(family, functions):
-    from nrl_patches.patches._shared import kernel_rows, linear_attention_models, state_space_models
+    from nrl_patches.patches._shared import kernel_rows, linear_attention_models, mamba_models, state_space_models
     from nrl_patches.patches._shared.packing import leak
 
     if family in linear_attention_models.FAMILIES:
         model = linear_attention_models.tiny_model(family)
         told = {"cu_seq_lens_q": torch.tensor([0, *itertools.accumulate(LENGTHS)], dtype=torch.int32)}
     else:
-        model = state_space_models.without_attention(state_space_models.tiny_model(family))
+        models = mamba_models if family in mamba_models.FAMILIES else state_space_models
+        model = state_space_models.without_attention(models.tiny_model(family))
         index = torch.repeat_interleave(torch.arange(len(LENGTHS)), torch.tensor(LENGTHS))
         told = {"seq_idx": index[None].to(torch.int32)}
     measures = {

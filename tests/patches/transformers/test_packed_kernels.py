@@ -11,9 +11,10 @@ SCRIPT = Path(__file__).with_name("packed_kernels.py")
 
 ROUNDING = 1e-4
 
-MIXERS = {"Bamba": 1, "FalconH1": 2, "GraniteMoeHybrid": 1, "NemotronH": 1, "Zamba2": 3, "Lfm2": 1, "Jamba": 1}
+HYBRIDS = {"Bamba": 1, "FalconH1": 2, "GraniteMoeHybrid": 1, "NemotronH": 1, "Zamba2": 3, "Lfm2": 1, "Jamba": 1}
+MIXERS = HYBRIDS | {"Mamba2": 2, "Mamba": 2, "FalconMamba": 2}
 """How many of them the tiny models have."""
-TELL_NOTHING = {"FalconH1", "NemotronH", "Zamba2"}
+TELL_NOTHING = {"FalconH1", "NemotronH", "Zamba2", "Mamba2"}
 """Those that call kernels before 5.15.0, and tell them of no sequences; until 5.12.0 so does LFM2."""
 DELTA_NETS = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "olmo_hybrid")
 
@@ -52,8 +53,9 @@ def test_no_more_than_a_fifth_of_a_batch_of_sequences_is_padded():
 def test_kernels_of_state_space_models_are_told_of_packed_sequences(release):
     found = results(run_on(f"transformers=={release}", SCRIPT, *MIXERS))
     assert max(gaps(found)) < ROUNDING
-    # Jamba's scan knows nothing of sequences to this day.
-    told = {"5.5.0": TELL_NOTHING | {"Lfm2"}, "5.14.1": TELL_NOTHING}.get(release, MIXERS.keys() - {"Jamba"})
+    # The scan of Mamba-1 layers knows nothing of sequences to this day.
+    of_mamba_1 = {"Jamba", "Mamba", "FalconMamba"}
+    told = {"5.5.0": TELL_NOTHING | {"Lfm2"}, "5.14.1": TELL_NOTHING}.get(release, MIXERS.keys() - of_mamba_1)
     assert calls(found, "convolution") == {family: n if family in told else 0 for family, n in MIXERS.items()}
     assert calls(found, "scan") == {f: n if f in told - {"Lfm2"} else 0 for f, n in MIXERS.items()}
 

@@ -31,6 +31,8 @@ FAMILIES: Mapping[str, Mapping[str, Any]] = {
 }
 """By the prefix of their classes, what tiny models need beside what ``filled_cache`` gives them."""
 
+MIXERS = frozenset(f"{family}Mixer" for family in FAMILIES)
+
 _HOOKS = "transformers.integrations.accelerate"
 """The module of the forwards that accelerate's hooks lie around."""
 
@@ -116,18 +118,21 @@ def take(mask: Any, given: torch.Tensor | None, keywords: Mapping[str, Any]) -> 
     if isinstance(mask, Packed):
         return mask.mask, mask
     positions, index, lengths = (keywords.get(name) for name in ("position_ids", "seq_idx", "cu_seq_lens_q"))
-    if given is None or given.shape[1] == 1 or positions is index is lengths is None:
+    if given is None or given.is_meta or given.shape[1] == 1 or positions is index is lengths is None:
         return mask, None
     # On top of earlier tokens it may be of these too.
     padding = mask if getattr(mask, "shape", None) == given.shape[:2] else None
     if packing.is_traced(given):
         sequences_told.refuse_graph(given, positions, padding, index, lengths)
         return mask, None
-    by_positions = sequences_told.bounds(given, positions, padding, None, None, flash=False)
-    # There is no attention that would have to be told of positions.
-    by_lengths = sequences_told.bounds(given, None, padding, None, _ends(given, index, lengths), flash=True)
-    bounds = _together(by_positions, by_lengths)
-    return mask, None if bounds is None else Packed(mask, bounds)
+    found = []
+    if positions is not None:
+        found.append(sequences_told.bounds(given, positions, padding, None, None, flash=False))
+    ends = _ends(given, index, lengths)
+    if ends is not None:  # There is no attention that would have to be told of positions.
+        found.append(sequences_told.bounds(given, None, padding, None, ends, flash=True))
+    rows = [bounds for bounds in found if bounds is not None]
+    return mask, Packed(mask, _together(*rows)) if rows else None
 
 
 def told(mask: Any, given: torch.Tensor | None, keywords: Mapping[str, Any]) -> Any:
@@ -155,13 +160,9 @@ def packed(layers: Iterable[Any], mask: Any, sequences: Packed | None) -> Any:
     """
     if sequences is None:
         return mask
-    mixers = [inside(inside(layer).mixer) for layer in layers]
-    ours = all(
-        type(mixer).forward.__module__ in {type(mixer).__module__, _HOOKS}
-        and type(mixer).__module__.startswith("transformers.models.")
-        for mixer in mixers
+    return (
+        Packed(mask, sequences.bounds) if all(_takes(type(inside(inside(layer).mixer))) for layer in layers) else mask
     )
-    return Packed(mask, sequences.bounds) if ours else mask
 
 
 def observe() -> Observation:
@@ -189,6 +190,13 @@ def tiny_model(family: str) -> Any:
     return filled_cache.tiny_model(family, **FAMILIES[family])
 
 
+def _takes(kind: Any) -> bool:
+    """Whether the forward of a class of mixers is one of ours, or that of a class derived from one that has it."""
+    *_, has_it = (base for base in kind.__mro__ if getattr(base, "forward", None) is kind.forward)
+    own = next((base for base in kind.__mro__ if base.__name__ in MIXERS), None)
+    return own is not None and (has_it is not own or kind.forward.__module__ in {own.__module__, _HOOKS})
+
+
 def _put_first(function: ast.FunctionDef, statement: str) -> None:
     first = int(ast.get_docstring(function) is not None)
     function.body[first:first] = ast.parse(
@@ -209,7 +217,5 @@ def _ends(given: torch.Tensor, index: torch.Tensor | None, lengths: torch.Tensor
     return ends if lengths is None else torch.cat([ends, lengths.to(ends)]).unique()
 
 
-def _together(one: Bounds | None, other: Bounds | None) -> Bounds | None:
-    if one is None or other is None:
-        return other if one is None else one
-    return tuple(tuple(sorted({*a, *b})) for a, b in zip(one, other, strict=True))
+def _together(*found: Bounds) -> Bounds:
+    return tuple(tuple(sorted(set().union(*rows))) for rows in zip(*found, strict=True))

@@ -181,6 +181,11 @@ ACCUMULATION_LEFT_OUT = without(
     "checkpointing, torch's wrapper",
     "DDP, find_unused_parameters",
 )
+WEIGHED = {way: pattern for way, pattern in ACCUMULATION.items() if way != "compile, fullgraph"}
+"""Of losses that are weighed outside of the model."""
+WEIGHED_LEFT_OUT = ACCUMULATION_LEFT_OUT | without(
+    "no compiler traces the methods of the Trainer, and the models are as they were", "compile, fullgraph"
+)
 
 PACKED = ("Qwen3", "Mistral", "Gemma3")
 """The models of all these releases."""
@@ -265,11 +270,8 @@ SUBJECTS = (
             beside_peft("5.8.1"): {"families": "mamba classifier mixtral", "compiles": ""},
             beside_peft("5.24.0"): {"families": "classifier qwen2_audio mixtral", "compiles": "mixtral"},
         },
-        covers={way: pattern for way, pattern in ACCUMULATION.items() if way != "compile, fullgraph"},
-        leaves_out=ACCUMULATION_LEFT_OUT
-        | without(
-            "no compiler traces the methods of the Trainer, and the models are as they were", "compile, fullgraph"
-        ),
+        covers=WEIGHED,
+        leaves_out=WEIGHED_LEFT_OUT,
     ),
     Subject(
         "means of means in transformers",
@@ -280,11 +282,8 @@ SUBJECTS = (
             beside_peft("5.8.1"): {"families": "qwen3_vl_moe", "compiles": ""},
             beside_peft("5.24.0"): {"families": "qwen3_vl_moe", "compiles": ""},
         },
-        covers={way: pattern for way, pattern in ACCUMULATION.items() if way != "compile, fullgraph"},
-        leaves_out=ACCUMULATION_LEFT_OUT
-        | without(
-            "no compiler traces the methods of the Trainer, and the models are as they were", "compile, fullgraph"
-        ),
+        covers=WEIGHED,
+        leaves_out=WEIGHED_LEFT_OUT,
     ),
     Subject(
         "outputs that transformers records",

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import Any
 
 from nrl_patches.patches._shared import token_counts
+from nrl_patches.patches._shared.written import written
 
 LOSS_FUNCTION = "self.loss_function"
 
@@ -170,7 +171,7 @@ def _parsed(forward: Callable[..., Any]) -> ast.FunctionDef | None:
 
 def _syntax(forward: Callable[..., Any]) -> ast.FunctionDef | None:
     try:
-        (function,) = ast.parse(textwrap.dedent(inspect.getsource(inspect.unwrap(forward)))).body
+        (function,) = ast.parse(textwrap.dedent(inspect.getsource(written(forward)))).body
     except (OSError, SyntaxError, TypeError, ValueError):  # No source, as of a model that was compiled to bytecode.
         return None
     return function if isinstance(function, ast.FunctionDef) else None

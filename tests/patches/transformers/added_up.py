@@ -11,11 +11,14 @@ from functools import partial
 import torch
 import transformers
 from patches.told import by_side
-from patches.transformers.means_elsewhere import MODELS, collated, distilbert, prophetnet
+from patches.transformers import means_elsewhere, means_of_media
+from patches.transformers.means_elsewhere import distilbert, prophetnet
 
-from nrl_patches.patches._shared import accumulation
+from nrl_patches.patches._shared import accumulation, state_space_models, uncounted
 
 LABELS = 3
+
+MEDIA = {build.__name__: means_of_media.collated for build in means_of_media.MODELS}
 
 
 def llama():
@@ -59,6 +62,16 @@ def qwen3_moe(coefficient=0.5):
     return transformers.Qwen3MoeForCausalLM(config)
 
 
+def jamba():
+    """Its ``forward`` is one that another patch is put around, up to 5.16.1."""
+    experts = {"output_router_logits": True, "router_aux_loss_coef": 0.5, "num_experts": 4, "num_experts_per_tok": 2}
+    return state_space_models.tiny_model("Jamba", "sdpa", **experts, expert_layer_period=1, expert_layer_offset=0)
+
+
+def answers():
+    return uncounted.tiny_answerer()
+
+
 def classifier():
     return transformers.LlamaForSequenceClassification(transformers.LlamaConfig(**accumulation.TEXT, num_labels=LABELS))
 
@@ -98,13 +111,16 @@ def bert_that_denies():
 
 
 def collate(build, rows):
+    if build.__name__ == "answers":
+        return uncounted.with_answers(rows)
     batch = accumulation.collate(rows)
     batch = {name: batch[name] for name in ("input_ids", "attention_mask", "labels")}
     if build.__name__.startswith(("bert", "classifier")) or build.__name__.endswith("_classifier"):
         batch["labels"] = torch.tensor([len(row) % LABELS for row in rows])
     if build.__name__ == "pretrained_bert":
         batch["next_sentence_label"] = torch.tensor([len(row) % 2 for row in rows])
-    return collated(build.__name__, batch)
+    name = build.__name__
+    return MEDIA[name](name, batch) if name in MEDIA else means_elsewhere.collated(name, batch)
 
 
 def update(build, *, accumulated=True, arguments=None, smoothing=0.0, said=None, **trainer):
@@ -150,12 +166,31 @@ def exactly(build, **options):
     return update(build, **options).sum().item().hex()
 
 
+def evaluated(build):
+    """The loss of an evaluation by a Trainer that would accumulate."""
+    with tempfile.TemporaryDirectory() as folder:
+        settings = transformers.TrainingArguments(
+            folder, gradient_accumulation_steps=4, remove_unused_columns=False, report_to=[], use_cpu=True
+        )
+        training = transformers.Trainer(accumulation.seeded(build), settings, partial(collate, build))
+        return training.evaluate(accumulation.rows())["eval_loss"].hex()
+
+
 def own_loss(outputs, labels, num_items_in_batch=None):
     return torch.nn.functional.cross_entropy(outputs.logits, labels, reduction="sum") / num_items_in_batch
 
 
+def loss_of_answers(outputs, labels, num_items_in_batch=None):  # noqa: ARG001 - as the Trainer calls it
+    return outputs.start_logits.logsumexp(-1).sum()
+
+
+def flat_loss(outputs, labels, num_items_in_batch=None):  # noqa: ARG001 - as the Trainer calls it
+    """Some loss of speech, and no CTC."""
+    return outputs.logits.logsumexp(-1).sum() / num_items_in_batch
+
+
 def cases(names):
-    elsewhere = {build.__name__: build for build in MODELS}
+    elsewhere = {build.__name__: build for build in (*means_elsewhere.MODELS, *means_of_media.MODELS)}
     for name in names:
         yield f"{name}: gap", partial(gap, globals().get(name) or elsewhere[name])
     yield "llama: exactly", partial(exactly, llama)
@@ -164,6 +199,14 @@ def cases(names):
     yield "bert: label smoothing", partial(exactly, bert, smoothing=0.1)
     yield "bert: told that it is scaled", partial(exactly, bert, said=True)
     yield "bert: told that it is not", partial(exactly, bert, said=False)
+    wav2vec2_ctc = elsewhere["wav2vec2_ctc"]
+    yield "wav2vec2: evaluation", partial(evaluated, wav2vec2_ctc)
+    yield "wav2vec2: one batch", partial(exactly, wav2vec2_ctc, accumulated=False)
+    yield "wav2vec2: compute_loss_func", partial(exactly, wav2vec2_ctc, compute_loss_func=flat_loss)
+    yield "wav2vec2: told that it is not", partial(exactly, wav2vec2_ctc, said=False)
+    yield "bert: evaluation", partial(evaluated, bert)
+    yield "answers: one batch", partial(exactly, answers, accumulated=False)
+    yield "answers: compute_loss_func", partial(exactly, answers, compute_loss_func=loss_of_answers)
     yield "classifier: a loss function of its own", partial(exactly, classifier_with_own_loss)
     yield "distilbert: a sum", partial(exactly, distilbert_with_a_sum)
     yield "prophetnet: a loss of its own", partial(exactly, prophetnet_with_own_loss)

@@ -44,9 +44,19 @@ PATCHES = {
 }
 
 
+BY_ROWS = ("gemma3_classifier", "segformer", "wav2vec2_ctc")
+"""Of what another function takes the mean, those whose rows weigh the same, whatever their length is."""
+
+
+def elsewhere(family):
+    """Return what builds a model whose mean another function takes."""
+    places = [importlib.import_module(f"patches.transformers.means_{name}") for name in ("elsewhere", "of_media")]
+    return {build.__name__: build for place in places for build in place.MODELS}[family]
+
+
 def build(family):
-    if family == "qwen2_audio":
-        return accumulation.seeded(importlib.import_module("patches.transformers.means_elsewhere").qwen2_audio)
+    if family in {"qwen2_audio", *BY_ROWS}:
+        return accumulation.seeded(elsewhere(family))
     if family in {"bert", "qwen3_vl_moe"}:
         return accumulation.seeded(getattr(models_without_number, f"tiny_{family}"))
     patch, name = PATCHES[family]
@@ -55,6 +65,8 @@ def build(family):
 
 def collate(family, rows):
     """Older releases count the first label of a text model, whose class says nothing wrong, in every batch alike."""
+    if family in BY_ROWS:
+        return importlib.import_module("patches.transformers.added_up").collate(elsewhere(family), rows)
     batch = accumulation.collate(rows)
     if family in {"llama", "mixtral"}:
         batch["labels"][:, 0] = -100
@@ -65,6 +77,8 @@ def collate(family, rows):
 
 def tokens(family, rows=ROWS):
     """How many tokens have a label that counts; of text, what is first in its row is not predicted."""
+    if family in BY_ROWS:
+        return len(rows)
     return sum(len(row) - (family not in {"bert", "classifier"}) for row in rows)
 
 
@@ -254,7 +268,7 @@ def ways(*, families="llama gemma3 gemma3n gemma4 qwen2_5_vl", compiles="llama")
     """Yield the name of each way and the function that goes it.
 
     Args:
-        families: Keys of ``PATCHES``, or ``qwen2_audio``, ``bert`` or ``qwen3_vl_moe``.
+        families: Keys of ``PATCHES``, of ``BY_ROWS``, or ``qwen2_audio``, ``bert`` or ``qwen3_vl_moe``.
         compiles: Those of them that are compiled, too, which takes half a minute each; or none.
     """
     for family in families.split():

@@ -268,10 +268,14 @@ SUBJECTS = (
         environments={
             beside_peft("4.49.0"): {"families": "mamba mixtral", "compiles": ""},
             beside_peft("5.8.1"): {"families": "mamba classifier mixtral", "compiles": ""},
-            beside_peft("5.24.0"): {"families": "classifier qwen2_audio mixtral", "compiles": "mixtral"},
+            beside_peft("5.24.0"): {
+                "families": "classifier gemma3_classifier wav2vec2_ctc qwen2_audio mixtral",
+                "compiles": "mixtral",
+            },
         },
         covers=WEIGHED,
         leaves_out=WEIGHED_LEFT_OUT,
+        limits={(beside_peft("5.24.0"), "wav2vec2_ctc pickle"): "Serialization of parametrized modules"},
     ),
     Subject(
         "means of means in transformers",
